@@ -1,0 +1,1 @@
+"""How queries meet memory: one plan per forward, one backend call per layer."""

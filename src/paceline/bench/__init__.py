@@ -1,0 +1,1 @@
+"""Measurement: benchmarks, peers, floors and the audit that proves what was preserved."""

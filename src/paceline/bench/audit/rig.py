@@ -1,0 +1,75 @@
+"""Engines for the audit: all on one set of weights, with parts replaced where a check listens in or a control breaks something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.core.sampling import Sampling
+from paceline.drafting.base import Drafter
+from paceline.engine.llm import LLM
+from paceline.engine.load import load
+from paceline.engine.loop import Engine, EngineConfig
+from paceline.engine.output import Output
+from paceline.engine.runner import Runner, make_runner
+from paceline.memory.ledger import Ledger
+from paceline.scheduling.continuous import SchedulerConfig
+
+Prompts = Sequence[tuple[int, ...]]
+SPARE = 128  # slots beyond prompt and output that a sequence may use for drafts and headroom
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """Weights loaded once, and how to put engines around them.
+
+    Args:
+        target: an `LLM` whose weights (and exactness of packing) every engine shares.
+        draft: likewise for the draft model, if there is one.
+        exact: bit-exact mode for every engine.
+    """
+
+    target: LLM
+    draft: LLM | None = None
+    exact: bool = False
+
+    def engine(self, method: str, prompts: Prompts, max_tokens: int, *, coupled: bool = False, prefix_cache: bool = False) -> LLM:
+        """An engine with a method, with memory for these prompts at once."""
+        draft: dict[str, Any] = {} if self.draft is None else {"draft": self.draft}
+        return load(
+            self.target,
+            method,
+            device=self.target.runner.decoder.device,
+            exact=self.exact,
+            coupled=coupled,
+            kv_tokens=slots_for(prompts, max_tokens),
+            max_sequences=len(prompts),
+            prefix_cache=prefix_cache,
+            **draft,
+        )
+
+    def wired(self, drafter: Drafter, prompts: Prompts, max_tokens: int, runner: type[Runner] = Runner) -> LLM:
+        """An engine put together by hand, around any drafter and kind of runner."""
+        ledger = Ledger()
+        slots = slots_for(prompts, max_tokens)
+        base = make_runner(self.target.runner.decoder, slots=slots, ledger=ledger, exact=self.target.runner.exact, prefix_cache=False)
+        config = EngineConfig(SchedulerConfig(max_sequences=len(prompts)))
+        engine = Engine(runner(base.decoder, base.memory, base.exact), drafter, self.target.tokenizer, config)
+        return LLM(engine, self.target.tokenizer, ledger, self.target.name, "hand-made")
+
+
+def slots_for(prompts: Prompts, max_tokens: int) -> int:
+    """KV slots that hold all prompts and outputs at once, with room for drafts."""
+    return sum(len(prompt) + max_tokens + SPARE for prompt in prompts) + SPARE
+
+
+def decode(
+    llm: LLM, prompts: Prompts, sampling: Sampling, max_tokens: int, *, batched: bool, on_output: Callable[[], None] | None = None
+) -> list[Output]:
+    """Outputs of all prompts, at once or one after the other. End-of-sequence ids do not end them: more tokens, more evidence."""
+    told = None if on_output is None else (lambda _: on_output())
+    ids = [list(prompt) for prompt in prompts]
+    if batched:
+        return llm.generate(ids, sampling, max_tokens, ignore_eos=True, on_finish=told)
+    return [llm.generate([prompt], sampling, max_tokens, ignore_eos=True, on_finish=told)[0] for prompt in ids]

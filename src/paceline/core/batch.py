@@ -1,0 +1,144 @@
+"""One forward as data: flat rows without padding, the segments they belong to, and what the caller wants back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class MemoryView(Protocol):
+    """What attention needs to know of one sequence's memory: which physical slots hold its logical slots, in order."""
+
+    @property
+    def length(self) -> int:
+        """Committed logical slots; the rows of a forward are written behind them as scratch."""
+
+    def runs(self, stop: int) -> Sequence[tuple[int, int]]:
+        """Physical half-open ranges that hold logical slots `0..stop`, in order; one range means no gather is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The consecutive rows of one sequence inside a forward.
+
+    Args:
+        memory: where the sequence's past lives; row j is written to logical slot `memory.length + offsets[j]`.
+        rows: number of rows, all with slots reserved.
+        mask: which scratch slots each row sees; `None` is causal over the rows of the segment. Committed slots are visible to
+            every row (subject to a layer's window, counted in positions).
+        offsets: scratch offset of each row, strictly increasing; `None` is `0..rows`. Given when a tree grows by layers over
+            earlier scratch rows, or when a range of layers computes only some rows. Unless `mask` says otherwise, scratch slots
+            of absent rows stay invisible.
+        scratch_positions: position of every scratch slot of the span, where `offsets` leaves some of them to earlier forwards;
+            layers with a window need it.
+    """
+
+    memory: MemoryView
+    rows: int
+    mask: Bool[Tensor, "rows span"] | None = None
+    offsets: Sequence[int] | None = None
+    scratch_positions: Sequence[int] | None = None
+
+    @property
+    def span(self) -> int:
+        """Scratch slots the segment reaches over."""
+        return self.rows if self.offsets is None else self.offsets[-1] + 1
+
+
+@dataclass(frozen=True, slots=True)
+class TapRequest:
+    """What a method asks a forward to hand back besides logits. Nothing is computed or kept unless asked for.
+
+    Args:
+        final_hidden: hidden states behind the final norm, of every row.
+        layer_inputs: layers whose input hidden states (residual stream) are wanted.
+        queries: layers whose rotated queries are wanted.
+        keys: layers whose keys *before* rotation are wanted.
+        keys_values: layers whose rotated keys and values are wanted.
+        lse: layers whose attention log-sum-exp is wanted.
+    """
+
+    final_hidden: bool = False
+    layer_inputs: frozenset[int] = frozenset()
+    queries: frozenset[int] = frozenset()
+    keys: frozenset[int] = frozenset()
+    keys_values: frozenset[int] = frozenset()
+    lse: frozenset[int] = frozenset()
+
+    def __or__(self, other: TapRequest) -> TapRequest:
+        return TapRequest(
+            self.final_hidden or other.final_hidden,
+            self.layer_inputs | other.layer_inputs,
+            self.queries | other.queries,
+            self.keys | other.keys,
+            self.keys_values | other.keys_values,
+            self.lse | other.lse,
+        )
+
+
+NO_TAPS = TapRequest()
+
+
+@dataclass(slots=True)
+class Taps:
+    """The tapped tensors of one forward, keyed by layer; rows are those of the batch."""
+
+    final_hidden: Float[Tensor, "rows width"] | None = None
+    layer_inputs: dict[int, Float[Tensor, "rows width"]] = field(default_factory=dict)
+    queries: dict[int, Float[Tensor, "rows heads head_dim"]] = field(default_factory=dict)
+    keys: dict[int, Float[Tensor, "rows kv_heads head_dim"]] = field(default_factory=dict)
+    keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    lse: dict[int, Float[Tensor, "rows heads"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """Rows of many sequences, one after the other, as one forward computes them.
+
+    Args:
+        ids: token id of each row, on the host; ignored where `embeddings` is given.
+        positions: position of each row, on the host. Data, never derived from a slot.
+        segments: whose rows these are, in row order.
+        logit_rows: rows that need logits; `None` means all.
+        embeddings: input vectors in place of token embeddings (every row).
+        taps: intermediate results to hand back.
+
+    Raises:
+        ValueError: if rows, positions and segments disagree.
+    """
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+    segments: Sequence[Segment]
+    logit_rows: Sequence[int] | None = None
+    embeddings: Float[Tensor, "rows width"] | None = None
+    taps: TapRequest = NO_TAPS
+
+    def __post_init__(self) -> None:
+        rows = sum(segment.rows for segment in self.segments)
+        if len(self.positions) != rows:
+            raise ValueError(f"{len(self.positions)} positions but segments of {rows} rows")
+        given = len(self.ids) if self.embeddings is None else len(self.embeddings)
+        if given != rows:
+            raise ValueError(f"{given} inputs but segments of {rows} rows")
+
+    @property
+    def rows(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResult:
+    """What one forward handed back.
+
+    Args:
+        logits: one row per requested logit row, in their order.
+        taps: the tapped tensors.
+    """
+
+    logits: Float[Tensor, "logit_rows vocabulary"]
+    taps: Taps

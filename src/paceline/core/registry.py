@@ -1,0 +1,131 @@
+"""The method table: one row per method, as data. Implementations load only when a method is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from paceline.core.errors import UsageError
+from paceline.core.guarantee import Guarantee
+
+EXACT = (Guarantee.TOKEN_IDENTICAL, Guarantee.DISTRIBUTION_IDENTICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the registry.
+
+    Args:
+        name: what users write in `--method`.
+        room: the decision it changes (a folder of the package).
+        summary: one line for `paceline methods`.
+        greedy, sampling: what it guarantees in each mode.
+        target: `module:class` of the implementation; the class has a frozen dataclass `Config` and a `build(config, context)`.
+        paper: where it is from.
+        needs: what the user must bring ("draft model"), or nothing.
+        trains: what must be trained first, or nothing.
+    """
+
+    name: str
+    room: str
+    summary: str
+    greedy: Guarantee
+    sampling: Guarantee
+    target: str
+    paper: str = ""
+    needs: str = ""
+    trains: str = ""
+
+    def load(self) -> Any:
+        """Import the implementation class."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+METHODS: tuple[Method, ...] = (
+    Method("none", "drafting", "plain decoding: every draft is empty", *EXACT, "paceline.drafting.none:NoDraft"),
+    Method(
+        "prompt-lookup",
+        "drafting",
+        "copies what followed the last n-gram earlier in the context",
+        *EXACT,
+        "paceline.drafting.prompt_lookup:PromptLookup",
+        paper="Saxena 2023, Prompt Lookup Decoding",
+    ),
+    Method(
+        "draft-model",
+        "drafting",
+        "a smaller model of the same vocabulary drafts a chain or a static tree",
+        *EXACT,
+        "paceline.drafting.draft_model:DraftModel",
+        paper="Leviathan et al. 2023, arXiv 2211.17192; Miao et al. 2024 (SpecInfer), arXiv 2305.09781",
+        needs="draft model",
+    ),
+    Method(
+        "auto",
+        "drafting",
+        "chooses drafter and draft size per step from measured cost and acceptance, down to none",
+        *EXACT,
+        "paceline.drafting.auto:Auto",
+    ),
+)
+
+
+def find(name: str) -> Method:
+    """The row called `name`.
+
+    Raises:
+        UsageError: for an unknown name, listing the known ones.
+    """
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise UsageError(f"unknown method {name!r}; known: {', '.join(method.name for method in METHODS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodChoice:
+    """A parsed `NAME[:key=value,...]`."""
+
+    method: Method
+    options: dict[str, str]
+
+    def config(self) -> Any:
+        """The method's `Config` with the options applied, each converted to its field's type.
+
+        Raises:
+            UsageError: for an unknown option or a value of the wrong type, naming both.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        kind: type[Any] = self.method.load().Config
+        known = list(getattr(kind, "__dataclass_fields__", {}))
+        for option in self.options:
+            if option not in known:
+                raise UsageError(f"method {self.method.name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+        try:
+            return TypeAdapter(kind).validate_python(self.options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = first["loc"][0] if first["loc"] else "?"
+            raise UsageError(f"method {self.method.name!r}: option {name}={first.get('input')!r}: {first['msg']}") from None
+
+
+def parse(text: str) -> tuple[MethodChoice, ...]:
+    """Parse a method string such as `draft-model:length=4+prompt-lookup`.
+
+    Raises:
+        UsageError: for unknown methods or malformed options.
+    """
+    choices = []
+    for part in text.split("+"):
+        name, _, tail = part.strip().partition(":")
+        options: dict[str, str] = {}
+        for item in filter(None, (piece.strip() for piece in tail.split(","))):
+            option, equals, value = item.partition("=")
+            if not equals:
+                raise UsageError(f"method option {item!r} must read key=value, as in {name}:key=value")
+            options[option.strip().replace("-", "_")] = value.strip()
+        choices.append(MethodChoice(find(name), options))
+    return tuple(choices)

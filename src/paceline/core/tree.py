@@ -1,0 +1,137 @@
+"""Token trees: the shape every draft takes, and the distributions its children were drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+ROOT = 0  # the pending token: already emitted, not yet in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A draft distribution as it was actually sampled from, dense or restricted to a support.
+
+    Args:
+        probs: probabilities, summing to one.
+        ids: the token id of each probability; `None` means `probs` covers the whole vocabulary in order.
+    """
+
+    probs: Float[Tensor, " support"]
+    ids: Int[Tensor, " support"] | None = None
+
+    def dense(self, vocabulary: int) -> Float[Tensor, " vocabulary"]:
+        """The same law over the whole vocabulary, in float64 on the host."""
+        probs = self.probs.to("cpu", torch.float64)
+        if self.ids is None:
+            return probs
+        return torch.zeros(vocabulary, dtype=torch.float64).scatter_(0, self.ids.to("cpu"), probs)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """How the children of each node were drawn; a tree without one has *chosen* children (point masses).
+
+    Args:
+        q: for every node that has children, the distribution they were drawn from, before any draw.
+        replacement: whether siblings were drawn independently (SpecInfer) or without replacement (Sequoia, DySpec).
+            Siblings stand in the tree in the order they were drawn; verification depends on it.
+    """
+
+    q: Mapping[int, Distribution]
+    replacement: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """Candidate continuations of one sequence, in DFS pre-order, on the host.
+
+    A chain is a tree whose nodes have one child each; an empty draft is the root alone, and verifying it is plain decoding.
+    Positions and visibility derive from depth and ancestry, never from where a node happens to be stored.
+
+    Args:
+        token: candidate ids; `token[ROOT]` is the pending token.
+        parent: index of each node's parent, `-1` for the root.
+        proposal: the distributions sampled children came from; `None` when the children were chosen deterministically.
+
+    Raises:
+        ValueError: if the nodes are not a single tree in DFS pre-order.
+    """
+
+    token: tuple[int, ...]
+    parent: tuple[int, ...]
+    proposal: Proposal | None = None
+    depth: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.token) != len(self.parent) or not self.token:
+            raise ValueError(f"a tree needs one parent per token and at least a root, got {len(self.token)} and {len(self.parent)}")
+        if self.parent[ROOT] != -1:
+            raise ValueError("node 0 is the root; its parent is -1")
+        depth = [0]
+        open_path = [ROOT]  # the path to the previous node: in pre-order a parent must lie on it
+        for node, parent in enumerate(self.parent[1:], start=1):
+            while open_path and open_path[-1] != parent:
+                open_path.pop()
+            if not open_path:
+                raise ValueError(f"node {node} is not in DFS pre-order below its parent {parent}")
+            depth.append(depth[parent] + 1)
+            open_path.append(node)
+        object.__setattr__(self, "depth", tuple(depth))
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @classmethod
+    def chain(cls, pending: int, draft: Sequence[int] = (), proposal: Proposal | None = None) -> TokenTree:
+        """A single branch below the pending token; with an empty draft, plain decoding."""
+        return cls((pending, *draft), tuple(range(-1, len(draft))), proposal)
+
+    @classmethod
+    def from_paths(cls, pending: int, paths: Iterable[Sequence[int]]) -> TokenTree:
+        """Merge branches below the pending token, sharing common prefixes; earlier paths come first among siblings."""
+        trie: dict[int, dict] = {}  # type: ignore[type-arg]  # a recursive type says no more here
+        for path in paths:
+            level = trie
+            for token in path:
+                level = level.setdefault(token, {})
+        tokens, parents = [pending], [-1]
+        stack = [(token, ROOT, below) for token, below in reversed(trie.items())]
+        while stack:
+            token, parent, below = stack.pop()
+            node = len(tokens)
+            tokens.append(token)
+            parents.append(parent)
+            stack.extend((child, node, deeper) for child, deeper in reversed(below.items()))
+        return cls(tuple(tokens), tuple(parents))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every node continues the one before it."""
+        return self.depth[-1] == len(self.token) - 1
+
+    def children(self) -> list[list[int]]:
+        """For each node its children, in draw order."""
+        below: list[list[int]] = [[] for _ in self.token]
+        for node in range(1, len(self.token)):
+            below[self.parent[node]].append(node)
+        return below
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the root (excluded) down to `node` (included)."""
+        nodes = []
+        while node != ROOT:
+            nodes.append(node)
+            node = self.parent[node]
+        return nodes[::-1]
+
+    def ancestors(self) -> Bool[Tensor, "nodes nodes"]:
+        """Row i is true at i and at every ancestor of i: what node i may attend to inside the tree (SpecInfer, sec. 4.2)."""
+        mask = torch.eye(len(self.token), dtype=torch.bool)
+        for node in range(1, len(self.token)):
+            mask[node] |= mask[self.parent[node]]
+        return mask

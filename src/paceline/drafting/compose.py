@@ -1,0 +1,82 @@
+"""Several drafters at once: their branches are merged into one tree, shared paths once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from functools import reduce
+
+from paceline.core.batch import NO_TAPS, TapRequest, Taps
+from paceline.core.request import Sequence
+from paceline.core.tree import ROOT, TokenTree
+from paceline.core.verdict import Verdict
+from paceline.drafting.base import Drafter, DraftLimits
+
+
+class Compose:
+    """Merges proposals by path. The merged tree is judged as chosen candidates (sample-and-match), which is exact for any mixture.
+
+    Args:
+        parts: drafters; where the node limit binds, earlier ones come first.
+    """
+
+    def __init__(self, parts: Many[Drafter]) -> None:
+        self.parts = list(parts)
+        self._trees: list[list[TokenTree]] = []
+
+    @property
+    def taps(self) -> TapRequest:
+        """What any part wants."""
+        return reduce(TapRequest.__or__, (part.taps for part in self.parts), NO_TAPS)
+
+    def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
+        """Ask every part, then merge within the limits."""
+        self._trees = [part.propose(sequences, limits) for part in self.parts]
+        merged = []
+        for at, limit in enumerate(limits):
+            trees = [drafts[at] for drafts in self._trees]
+            merged.append(merge(trees, limit.nodes))
+        return merged
+
+    def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
+        """Each part hears of the accepted path as far as its own tree follows it."""
+        mine = {sequence.uid: at for at, sequence in enumerate(sequences)}
+        for part, drafts in zip(self.parts, self._trees, strict=True):
+            if len(drafts) != len(mine):  # somebody was preempted after proposing; the rest is matched by its root
+                drafts = [TokenTree.chain(tree.token[ROOT]) for tree in trees]
+            views = [
+                Verdict(follow(draft, [tree.token[node] for node in verdict.accepted]), verdict.tokens, verdict.logprobs)
+                for draft, tree, verdict in zip(drafts, trees, verdicts, strict=True)
+            ]
+            part.observe(sequences, drafts, views, taps)
+
+    def release(self, sequence: Sequence) -> None:
+        for part in self.parts:
+            part.release(sequence)
+
+    def memory_bytes(self) -> int:
+        """Sum over parts."""
+        return sum(part.memory_bytes() for part in self.parts)
+
+
+def merge(trees: Many[TokenTree], nodes: int) -> TokenTree:
+    """Union of trees with one root by token path, at most `nodes` below the root; earlier trees first."""
+    kept: dict[tuple[int, ...], None] = {}
+    for tree in trees:
+        for node in range(1, len(tree)):
+            path = tuple(tree.token[step] for step in tree.path(node))
+            if path not in kept and len(kept) < nodes:
+                kept[path] = None
+    return TokenTree.from_paths(trees[0].token[ROOT], kept)
+
+
+def follow(tree: TokenTree, tokens: Many[int]) -> tuple[int, ...]:
+    """Nodes of `tree` along `tokens` from the root, as far as they exist."""
+    children = tree.children()
+    node, path = ROOT, []
+    for token in tokens:
+        match = next((child for child in children[node] if tree.token[child] == token), None)
+        if match is None:
+            break
+        path.append(match)
+        node = match
+    return tuple(path)

@@ -1,0 +1,84 @@
+"""A runner binds one set of weights to one memory and executes forwards; everything that computes logits goes through one."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+
+from paceline.attention.plan import Exactness
+from paceline.core.batch import ForwardBatch, ForwardResult, Segment
+from paceline.memory.ledger import Ledger
+from paceline.memory.slots import KVLayout, SlotMemory
+from paceline.models.decoder import Decoder
+
+GIBIBYTE = 1 << 30
+
+
+class Runner:
+    """Executes `ForwardBatch`es.
+
+    Args:
+        decoder: the network; several runners may share one.
+        memory: where keys and values go.
+        exact: bit-exact shapes, or `None`.
+    """
+
+    def __init__(self, decoder: Decoder, memory: SlotMemory, exact: Exactness | None = None) -> None:
+        self.decoder, self.memory, self.exact = decoder, memory, exact
+        self.forwards = 0
+        self.rows = 0
+        self.seconds = 0.0
+
+    def forward(self, batch: ForwardBatch) -> ForwardResult:
+        """Run one forward; keys and values of its rows land in scratch slots of their sequences' memory."""
+        start = perf_counter()
+        with torch.inference_mode():
+            result = self.decoder.forward(batch, self.memory.keys, self.memory.values, self.exact)
+        self.forwards += 1
+        self.rows += batch.rows
+        self.seconds += perf_counter() - start
+        return result
+
+    def probe(self, rows: int, repeats: int = 5) -> float:
+        """Seconds of a forward with `rows` rows over a short context: the fastest of a few, the memory left as it was.
+
+        Raises:
+            OutOfSlots: if the memory has no room for it.
+        """
+        memory = self.memory.admit([0] * rows)
+        try:
+            memory.reserve(rows)
+            batch = ForwardBatch([0] * rows, range(rows), [Segment(memory, rows)])
+            times = []
+            for _ in range(repeats):
+                start = perf_counter()
+                self.forward(batch)
+                if self.decoder.device.type == "cuda":
+                    torch.cuda.synchronize()
+                times.append(perf_counter() - start)
+            return min(times)
+        finally:
+            self.memory.release(memory)
+
+
+def default_slots(decoder: Decoder, sequences: int, budget: int = 2 * GIBIBYTE) -> int:
+    """KV slots for `sequences` full contexts, as far as a budget of bytes allows."""
+    layers = decoder.config.layers
+    per_slot = sum(2 * spec.mixer.kv_heads * spec.mixer.head_dim for spec in layers) * decoder.dtype.itemsize
+    return max(256, min(sequences * decoder.config.max_positions, budget // per_slot))
+
+
+def make_runner(
+    decoder: Decoder,
+    *,
+    slots: int,
+    ledger: Ledger,
+    category: str = "kv",
+    exact: Exactness | None = None,
+    prefix_cache: bool = True,
+) -> Runner:
+    """A runner with a fresh memory of `slots` token slots."""
+    shapes = tuple((spec.mixer.kv_heads, spec.mixer.head_dim) for spec in decoder.config.layers)
+    layout = KVLayout(layers=shapes, dtype=decoder.dtype, device=decoder.device)
+    return Runner(decoder, SlotMemory(layout, slots, ledger, category, prefix_cache), exact)

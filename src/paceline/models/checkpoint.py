@@ -1,0 +1,150 @@
+"""Load a decoder from a released checkpoint, tensor by tensor, into memory allocated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from paceline.core.errors import CheckpointError, UsageError
+from paceline.models.config import DecoderConfig
+from paceline.models.decoder import Decoder
+from paceline.models.families import decoder_config, family_of, find_family, stop_ids
+from paceline.models.hub import locate as locate
+from paceline.models.names import IGNORED_ENDINGS, OUTER, Recipe, choose, recipes
+from paceline.models.tensor_files import TensorFiles, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TIED_HEAD = f"{OUTER['head']}.weight"
+
+
+def load_decoder(
+    model: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    context: int | None = None,
+) -> tuple[Decoder, PreTrainedConfig]:
+    """Read a model folder or a Hub id.
+
+    Every tensor is allocated once, in its final type and place, and filled from the mapped file: beside the weights themselves, at most
+    one tensor of the checkpoint is held at a time.
+
+    Args:
+        model: folder or Hub id.
+        dtype: of the weights; `None` keeps the checkpoint's.
+        device: where they go.
+        context: longest sequence to serve, where it is not the config's (see `decoder_config`).
+
+    Returns:
+        The decoder, and the checkpoint's `transformers` config.
+
+    Raises:
+        CheckpointError: for anything missing, truncated, mismatched or unsupported, naming file and key.
+        UsageError: for a type that is not a floating type of weights.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype} is not one of {', '.join(str(known).removeprefix('torch.') for known in DTYPES)}")
+    folder = locate(model)
+    hf_config = read_config(folder)
+    config = decoder_config(hf_config, context=context)
+    generation = folder / "generation_config.json"
+    if generation.exists():  # chat models name their end-of-turn ids only there
+        config = replace(config, eos=stop_ids(config.eos, read_json(generation).get("eos_token_id")))
+    decoder = empty_decoder(config)
+    shapes = tensor_shapes(decoder)
+    with TensorFiles(folder) as files:
+        plan = {name: choose(ways, files.file_of) for name, ways in recipes(family_of(hf_config).layout, shapes).items()}
+        check_plan(plan, {key: files.shape(key) for key in files.file_of}, config, str(folder), files.where)
+        dtype = dtype or _stored_dtype(plan, files)
+        tensors = {name: _assemble(recipe, shapes[name], files, dtype, torch.device(device)) for name, recipe in plan.items()}
+    return fill(decoder, tensors), hf_config
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The `transformers` config of a folder, of any version.
+
+    Raises:
+        CheckpointError: if `config.json` is missing, malformed, or of an unsupported architecture.
+    """
+    raw = read_json(folder / "config.json")
+    named = raw.get("architectures") or [None]
+    family = find_family(named[0], raw.get("model_type"))
+    from transformers import AutoConfig  # after the cheap checks: it takes a second to import
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each config class validates in its own way
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / 'config.json'} is not a valid {family.architecture} config: {reason}") from None
+    return config
+
+
+def empty_decoder(config: DecoderConfig) -> Decoder:
+    """A decoder without memory behind its weights."""
+    with torch.device("meta"):
+        return Decoder(config)
+
+
+def tensor_shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight."""
+    return {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+
+
+def fill(decoder: Decoder, tensors: Mapping[str, Tensor]) -> Decoder:
+    """Make `tensors` the weights of an empty decoder: the same storage, no copies."""
+    decoder.load_state_dict(dict(tensors), assign=True)
+    return decoder.requires_grad_(False).eval()
+
+
+def check_plan(
+    plan: Mapping[str, Recipe], found: Mapping[str, tuple[int, ...]], config: DecoderConfig, source: str, where: Callable[[str], str]
+) -> None:
+    """Compare what the recipes need with the shapes that are there, before anything is allocated.
+
+    Args:
+        plan: chosen recipe of every weight.
+        found: shapes of the tensors that are there.
+        config: the decoder's.
+        source: what holds the tensors, for messages.
+        where: names one of its tensors, for messages.
+
+    Raises:
+        CheckpointError: for missing, mismatched or unexpected tensors, naming them.
+    """
+    needed = {piece.key: piece.shape for recipe in plan.values() for piece in recipe}
+    if missing := [key for key in needed if key not in found]:
+        raise CheckpointError(f"{source} lacks {_listed(missing)}, which config.json asks for; fetch the weights again")
+    for key, shape in needed.items():
+        if found[key] != shape:
+            raise CheckpointError(
+                f"{where(key)} has shape {list(found[key])} but config.json says {list(shape)}; the two are not of one model"
+            )
+    spare = [key for key in found if key not in needed and not key.endswith(IGNORED_ENDINGS) and not (config.tied and key == TIED_HEAD)]
+    if spare:
+        raise CheckpointError(f"{source} holds {_listed(spare)}, which config.json has no place for; the two are not of one model")
+
+
+def _assemble(recipe: Recipe, shape: tuple[int, ...], files: TensorFiles, dtype: torch.dtype, device: torch.device) -> Tensor:
+    target = torch.empty(shape, dtype=dtype, device=device)
+    for piece in recipe:
+        files.dtype(piece.key)  # refuses quantised tensors
+        target[piece.into].copy_(files.read(piece.key, piece.rows))
+    return target
+
+
+def _stored_dtype(plan: Mapping[str, Recipe], files: TensorFiles) -> torch.dtype:
+    """Type of the embedding table; checkpoints of mixed types keep only small tensors wider."""
+    return files.dtype(plan["embed.weight"][0].key)
+
+
+def _listed(keys: Iterable[str], most: int = 3) -> str:
+    names = sorted(keys)
+    tail = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"tensor{'s' if len(names) > 1 else ''} " + ", ".join(repr(name) for name in names[:most]) + tail

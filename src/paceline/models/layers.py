@@ -1,0 +1,178 @@
+"""The parts of a decoder layer: norm, grouped-query attention, gated feed-forward. Rows are flat; sequences exist only in the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from paceline.attention.attend import attend, log_sum_exp
+from paceline.attention.plan import AttentionPlan
+from paceline.core.batch import TapRequest, Taps
+from paceline.models.config import Activation, AttentionSpec, FeedForwardSpec, RopeSpec
+from paceline.models.linear import Linear, fuse
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary factors of the rows of one forward. `sin` carries the sign of the half-split rotation, so that
+    `x * cos + roll(x, half) * sin` rotates (Su et al. 2021, in the half-split layout of released checkpoints)."""
+
+    cos: Float[Tensor, "rows 1 dims"]
+    sin: Float[Tensor, "rows 1 dims"]
+
+    @classmethod
+    def of(cls, cos: Float[Tensor, "rows half"], sin: Float[Tensor, "rows half"], dtype: torch.dtype) -> Rotation:
+        """From one factor per frequency."""
+        return cls(torch.cat((cos, cos), -1).to(dtype)[:, None], torch.cat((-sin, sin), -1).to(dtype)[:, None])
+
+    def __call__(self, x: Float[Tensor, "rows heads head_dim"]) -> Float[Tensor, "rows heads head_dim"]:
+        """Rotate the leading dimensions of every head."""
+        dims = self.cos.shape[-1]
+        if dims < x.shape[-1]:
+            return torch.cat((self(x[..., :dims]), x[..., dims:]), -1)
+        return torch.addcmul(x * self.cos, x.roll(dims // 2, -1), self.sin)
+
+
+@dataclass(slots=True)
+class Step:
+    """What one range of layers needs besides hidden states: where rows read and write, how they rotate, what is tapped."""
+
+    plan: AttentionPlan
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    rotations: dict[RopeSpec, Rotation]
+    wanted: TapRequest
+    taps: Taps = field(default_factory=Taps)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019); `offset` is added to the stored weight (Gemma stores `weight - 1`).
+
+    Computed as `x / hypot(|x|, sqrt(width * eps)) * (weight * sqrt(width))`: the same value in half the operations of
+    `F.rms_norm`, which is what counts for narrow models.
+    """
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.offset, self.root, self.floor = offset, sqrt(width), torch.tensor(sqrt(width * eps), dtype=torch.float64, device="cpu")
+        self.packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Compute the effective gain once; later changes of the weight are not seen."""
+        self.packed = self.gain()
+        self.floor = self.floor.to(self.packed)
+
+    def gain(self) -> Float[Tensor, " width"]:
+        """What the direction of a row is multiplied by, in at least float32."""
+        weight = self.weight.detach() if not torch.is_grad_enabled() else self.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return (weight.to(wide) + self.offset) * self.root
+
+    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        gain = self.gain() if self.packed is None else self.packed
+        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=gain.dtype)
+        out = x / torch.hypot(length, self.floor.to(gain.dtype) if self.packed is None else self.floor) * gain
+        return out if out.dtype is x.dtype else out.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of one layer."""
+
+    def __init__(self, spec: AttentionSpec, width: int, eps: float, norm_offset: float) -> None:
+        super().__init__()
+        self.spec = spec
+        self.q = Linear(width, spec.heads * spec.head_dim, spec.qkv_bias)
+        self.k = Linear(width, spec.kv_heads * spec.head_dim, spec.qkv_bias)
+        self.v = Linear(width, spec.kv_heads * spec.head_dim, spec.qkv_bias)
+        self.o = Linear(spec.heads * spec.head_dim, width, spec.out_bias)
+        if spec.qk_norm:
+            self.q_norm = RMSNorm(spec.head_dim, eps, norm_offset)
+            self.k_norm = RMSNorm(spec.head_dim, eps, norm_offset)
+        self.qkv: Linear | None = None
+
+    def pack(self) -> None:
+        """Fuse the three input projections and pack all weights for this device."""
+        self.qkv = fuse([self.q, self.k, self.v])
+        del self.q, self.k, self.v
+        self.qkv.pack()
+        self.o.pack()
+
+    def project(self, x: Float[Tensor, "rows width"]) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side (rows, heads + kv_heads, head_dim), and values (rows, kv_heads, head_dim), not rotated."""
+        spec = self.spec
+        if self.qkv is not None:
+            heads = self.qkv.kernel(x).view(-1, spec.heads + 2 * spec.kv_heads, spec.head_dim)
+            both, value = heads[:, : spec.heads + spec.kv_heads], heads[:, spec.heads + spec.kv_heads :]
+        else:
+            both = torch.cat((self.q.kernel(x), self.k.kernel(x)), -1).view(-1, spec.heads + spec.kv_heads, spec.head_dim)
+            value = self.v.kernel(x).view(-1, spec.kv_heads, spec.head_dim)
+        if spec.qk_norm:
+            both = torch.cat((self.q_norm(both[:, : spec.heads]), self.k_norm(both[:, spec.heads :])), 1)
+        return both, value
+
+    def forward(self, x: Float[Tensor, "rows width"], step: Step, layer: int) -> Float[Tensor, "rows width"]:
+        spec, plan = self.spec, step.plan
+        both, value = self.project(x)
+        plain = both
+        if spec.rope is not None:
+            both = step.rotations[spec.rope](both)
+        query, key = both[:, : spec.heads], both[:, spec.heads :]
+        keys, values = step.keys[layer], step.values[layer]
+        real = len(plan.positions)  # the rest is padding of the bit-exact mode
+        if real != len(x):
+            keys[plan.write], values[plan.write] = key[:real], value[:real]
+        else:
+            keys[plan.write], values[plan.write] = key, value
+        out = attend(query, keys, values, plan, scale=spec.scale, window=spec.window, softcap=spec.softcap)
+        self._tap(step, layer, plain, query, key, value)
+        return self.o.kernel(out.reshape(len(x), -1))
+
+    def _tap(self, step: Step, layer: int, plain: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
+        wanted, taps, heads = step.wanted, step.taps, self.spec.heads
+        if layer in wanted.queries:
+            taps.queries[layer] = query
+        if layer in wanted.keys:
+            taps.keys[layer] = plain[:, heads:]
+        if layer in wanted.keys_values:
+            taps.keys_values[layer] = (key, value)
+        if layer in wanted.lse:
+            taps.lse[layer] = log_sum_exp(query, step.keys[layer], step.plan, scale=self.spec.scale, window=self.spec.window)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward: `down(act(gate(x)) * up(x))` (Shazeer 2020)."""
+
+    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.activation = ACTIVATIONS[spec.activation]
+        self.gate = Linear(width, spec.width)
+        self.up = Linear(width, spec.width)
+        self.down = Linear(spec.width, width)
+        self.gate_up: Linear | None = None
+
+    def pack(self) -> None:
+        """Fuse gate and up, and pack all weights for this device."""
+        self.gate_up = fuse([self.gate, self.up])
+        del self.gate, self.up
+        self.gate_up.pack()
+        self.down.pack()
+
+    def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        if self.gate_up is None:
+            return self.down.kernel(self.activation(self.gate.kernel(x)) * self.up.kernel(x))
+        gate, up = self.gate_up.kernel(x).chunk(2, -1)
+        return self.down.kernel(self.activation(gate).mul_(up))

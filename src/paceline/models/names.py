@@ -1,0 +1,153 @@
+"""Where every tensor of a decoder comes from: tables of released names, and the recipes they imply."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A checkpoint tensor, or some of its rows, and where they go.
+
+    Args:
+        key: name in the checkpoint.
+        shape: the whole checkpoint tensor must have.
+        rows: half-open range of its rows to take; `None` takes all.
+        into: index of the decoder's tensor to fill; empty fills all of it.
+    """
+
+    key: str
+    shape: Shape
+    rows: tuple[int, int] | None = None
+    into: tuple[int | slice, ...] = ()
+
+
+Recipe = tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """Names of a mixture of experts inside a layer.
+
+    Args:
+        blocks: module that holds router (`gate`) and `experts`, under each name it has been given.
+        gate, up, down: modules of one expert, where experts are stored one by one; stacked ones are `gate_up_proj` and `down_proj`.
+    """
+
+    blocks: tuple[str, ...]
+    gate: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names of one family's tensors.
+
+    Args:
+        modules: decoder module -> checkpoint module, inside a layer.
+        fused: checkpoint module -> decoder modules whose rows it stacks, in order.
+        experts: for mixtures.
+    """
+
+    modules: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: ExpertNames | None = None
+
+
+OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+LAYERS = "model.layers"
+# Buffers that old checkpoints carry and that are computed here.
+IGNORED_ENDINGS = (".rotary_emb.inv_freq", ".self_attn.rotary_emb.cos_cached", ".self_attn.rotary_emb.sin_cached")
+
+_ATTENTION = {
+    "mixer_norm": "input_layernorm",
+    "mixer.q": "self_attn.q_proj",
+    "mixer.k": "self_attn.k_proj",
+    "mixer.v": "self_attn.v_proj",
+    "mixer.o": "self_attn.o_proj",
+    "mixer.q_norm": "self_attn.q_norm",
+    "mixer.k_norm": "self_attn.k_norm",
+}
+_FEED_FORWARD = {
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward.gate": "mlp.gate_proj",
+    "feed_forward.up": "mlp.up_proj",
+    "feed_forward.down": "mlp.down_proj",
+}
+LLAMA = Layout(_ATTENTION | _FEED_FORWARD)
+GEMMA = Layout(
+    _ATTENTION
+    | _FEED_FORWARD
+    | {
+        "mixer_post_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_post_norm": "post_feedforward_layernorm",
+    }
+)
+PHI3 = Layout(
+    _ATTENTION | _FEED_FORWARD,
+    fused={
+        "self_attn.qkv_proj": ("mixer.q", "mixer.k", "mixer.v"),
+        "mlp.gate_up_proj": ("feed_forward.gate", "feed_forward.up"),
+    },
+)
+MIXTRAL = Layout(_ATTENTION | _FEED_FORWARD, experts=ExpertNames(("block_sparse_moe", "mlp"), "w1", "w3", "w2"))
+QWEN_MOE = Layout(_ATTENTION | _FEED_FORWARD, experts=ExpertNames(("mlp",), "gate_proj", "up_proj", "down_proj"))
+
+
+def recipes(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, tuple[Recipe, ...]]:
+    """For every tensor of a decoder, the ways a checkpoint may hold it, likeliest first.
+
+    Args:
+        layout: of the family.
+        shapes: name and shape of the decoder's tensors.
+    """
+    return {name: tuple(_recipes(layout, shapes, name)) for name in shapes}
+
+
+def choose(alternatives: tuple[Recipe, ...], present: Collection[str]) -> Recipe:
+    """The first recipe whose pieces are all present, else the one with most of them (for naming what is missing)."""
+    return max(alternatives, key=lambda recipe: sum(piece.key in present for piece in recipe) / len(recipe))
+
+
+def _recipes(layout: Layout, shapes: Mapping[str, Shape], name: str) -> Iterator[Recipe]:
+    shape = shapes[name]
+    module, _, leaf = name.rpartition(".")
+    if module in OUTER:
+        yield (Piece(f"{OUTER[module]}.{leaf}", shape),)
+        if module == "embed" and "head.weight" not in shapes:  # tied: some checkpoints keep the one table under the head's name
+            yield (Piece(f"{OUTER['head']}.{leaf}", shape),)
+        return
+    _, index, inner = module.split(".", 2)
+    prefix = f"{LAYERS}.{index}"
+    if layout.experts is not None and (inner == "feed_forward" or inner == "feed_forward.router"):
+        for block in layout.experts.blocks:
+            yield from _expert_recipes(layout.experts, f"{prefix}.{block}", leaf, shape)
+        return
+    for fused, parts in layout.fused.items():
+        if inner in parts:
+            heights = [shapes[f"layers.{index}.{part}.{leaf}"][0] for part in parts]
+            start = sum(heights[: parts.index(inner)])
+            yield (Piece(f"{prefix}.{fused}.{leaf}", (sum(heights), *shape[1:]), (start, start + shape[0])),)
+            return
+    yield (Piece(f"{prefix}.{layout.modules[inner]}.{leaf}", shape),)
+
+
+def _expert_recipes(names: ExpertNames, block: str, leaf: str, shape: Shape) -> Iterator[Recipe]:
+    """Router, or an expert stack: stored one expert at a time, or stacked."""
+    if leaf == "weight":
+        yield (Piece(f"{block}.gate.weight", shape),)
+        return
+    experts, height, width = shape
+    if leaf == "down":
+        yield tuple(Piece(f"{block}.experts.{e}.{names.down}.weight", (height, width), into=(e,)) for e in range(experts))
+        yield (Piece(f"{block}.experts.down_proj", shape),)
+        return
+    half = height // 2
+    halves = ((names.gate, slice(0, half)), (names.up, slice(half, height)))
+    yield tuple(Piece(f"{block}.experts.{e}.{part}.weight", (half, width), into=(e, rows)) for e in range(experts) for part, rows in halves)
+    yield (Piece(f"{block}.experts.gate_up_proj", shape),)

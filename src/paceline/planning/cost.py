@@ -1,0 +1,62 @@
+"""The measured cost of a target forward as a function of its rows: probed once, then kept current by the steps themselves."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 128)
+REFRESH = 32  # steps between two rebuilds of the interpolated table
+WEIGHT = 0.05  # of a new observation
+
+
+class ForwardCost:
+    """Seconds of a forward with n rows.
+
+    Args:
+        probe: measures a forward with n rows now; called once per size, at the first question.
+        sizes: row counts that are probed; between them the cost is interpolated, beyond them extrapolated by the last slope.
+    """
+
+    def __init__(self, probe: Callable[[int], float], sizes: tuple[int, ...] = SIZES) -> None:
+        self._probe, self._sizes = probe, sizes
+        self._seconds: list[float] = []
+        self._table: list[float] = []
+        self._observed = 0
+
+    def __call__(self, rows: int) -> float:
+        """Seconds of a forward with `rows` rows."""
+        if not self._table:
+            self._measure()
+        if rows < len(self._table):
+            return self._table[rows]
+        slope = self._table[-1] - self._table[-2]
+        return self._table[-1] + slope * (rows - len(self._table) + 1)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a step that happened. A slow outlier (another process, a garbage collection) counts at most double."""
+        if not self._table:
+            self._measure()
+        at = min(bisect_left(self._sizes, rows), len(self._sizes) - 1)
+        expected = self._seconds[at]
+        self._seconds[at] += WEIGHT * (min(seconds * expected / self(rows), 2 * expected) - expected)
+        self._observed += 1
+        if self._observed % REFRESH == 0:
+            self._rebuild()
+
+    def _measure(self) -> None:
+        self._seconds = [self._probe(size) for size in self._sizes]
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Interpolate; a forward with more rows is never taken to be cheaper than one with fewer."""
+        best = float("inf")
+        for at in range(len(self._sizes) - 1, -1, -1):
+            best = min(best, self._seconds[at])
+            self._seconds[at] = best
+        table = [0.0]
+        for (low, high), (fast, slow) in zip(
+            zip((0, *self._sizes), self._sizes, strict=False), zip((0.0, *self._seconds), self._seconds, strict=False), strict=True
+        ):
+            table.extend(fast + (slow - fast) * (n - low) / (high - low) for n in range(low + 1, high + 1))
+        self._table = table

@@ -1,0 +1,1 @@
+"""Which requests and rows share a forward."""

@@ -1,0 +1,215 @@
+"""Recursive rejection for sampled children; chosen children are the special case of a point-mass draft.
+
+At a node with target law p and children y_1, y_2, .. drawn in this order from q, let R = p and D = q. Accept y_i with probability
+min(1, R[y_i] / D[y_i]); on rejection R becomes the normalised positive part of R - D, and D stays (draws with replacement: SpecInfer,
+arXiv 2305.09781, sec. 4.3) or loses y_i and is renormalised (without: Sequoia, arXiv 2402.12374, sec. 3.2; DySpec, arXiv 2410.11744).
+Behind the last child a token drawn from R is emitted, at a leaf one drawn from p. The emitted token follows p exactly, provided that
+whether to draw another child never depended on that child's value. The ratio test is wrong for children that were *chosen*: their D is
+a point mass, so that y_i is accepted with probability R[y_i], and else R loses y_i. In law that is sample-and-match.
+
+`Odds` is the rule as a pure function, apart from random numbers: tests enumerate its outcomes exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from paceline.core.errors import PacelineError
+from paceline.core.rng import Purpose
+from paceline.core.transform import INVALID, draw
+from paceline.core.tree import ROOT, Distribution
+from paceline.verification.rows import TreeRows
+from paceline.verification.walk import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """Where several nodes stand after the same number of rejected children.
+
+    Args:
+        residual: R of each node, times its mass. (Dividing a row costs more than remembering its sum.)
+        residual_mass: sums of the rows of `residual`.
+        draft: D of each node, times its mass; zero where children were chosen.
+        draft_mass: sums of the rows of `draft`; zero also where nothing is left to draw.
+        chosen: nodes whose children are point masses.
+        replacement: nodes whose children were drawn with replacement.
+    """
+
+    residual: Float[Tensor, "nodes vocabulary"]
+    residual_mass: Float[Tensor, "nodes 1"]
+    draft: Float[Tensor, "nodes vocabulary"]
+    draft_mass: Float[Tensor, "nodes 1"]
+    chosen: Bool[Tensor, "nodes 1"]
+    replacement: Bool[Tensor, "nodes 1"]
+
+    def offer(self, tokens: Int[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
+        """R[y] / D[y] of the next child of each node: accepted with this probability, certainly from one upwards."""
+        column = tokens.unsqueeze(-1)
+        drafted = torch.where(self.chosen, 1.0, self.draft.gather(-1, column) / self.draft_mass)
+        return (self.residual.gather(-1, column) / self.residual_mass / drafted).squeeze(-1)
+
+    def rejected(self, tokens: Int[Tensor, " nodes"]) -> Odds:
+        """The odds after that child was rejected."""
+        column = tokens.unsqueeze(-1)
+        drafted = self.draft / torch.where(self.draft_mass > 0, self.draft_mass, 1.0)
+        # A rejected token had R < D (or is a point mass being removed), so nothing of it is left in either case.
+        remaining = (self.residual / self.residual_mass).sub_(drafted).clamp_(min=0.0).scatter_(-1, column, 0.0)
+        mass = remaining.sum(-1, keepdim=True)
+        # No mass: R equalled D, whose children are never rejected but for rounding. R itself is then the law to keep.
+        some = mass > 0
+        without = torch.where(self.replacement, self.draft, self.draft.scatter(-1, column, 0.0))
+        return Odds(
+            torch.where(some, remaining, self.residual),
+            torch.where(some, mass, self.residual_mass),
+            without,
+            without.sum(-1, keepdim=True),
+            self.chosen,
+            self.replacement,
+        )
+
+    def at(self, places: Many[int]) -> Odds:
+        """The odds of some of the nodes."""
+        if len(places) == len(self.chosen):
+            return self
+        index = torch.tensor(places, device=self.chosen.device)
+        return Odds(
+            self.residual[index],
+            self.residual_mass[index],
+            self.draft[index],
+            self.draft_mass[index],
+            self.chosen[index],
+            self.replacement[index],
+        )
+
+
+def opening(target: Float[Tensor, "nodes vocabulary"], drafts: Many[Distribution | None], replacement: Many[bool]) -> Odds:
+    """The odds before any child was judged, in float64 on the target's device.
+
+    Args:
+        target: p of each node.
+        drafts: q of each node, dense or sparse; `None` for chosen children.
+        replacement: whether each node's children were drawn with replacement.
+
+    Raises:
+        PacelineError: if a draft distribution is wider than the target's vocabulary.
+    """
+    vocabulary, device = target.shape[-1], target.device
+    law = target.double()
+    draft = torch.stack([_dense(q, vocabulary, device) for q in drafts]).double()
+    return Odds(
+        law,
+        law.sum(-1, keepdim=True),
+        draft,
+        draft.sum(-1, keepdim=True),
+        torch.tensor([q is None for q in drafts], device=device).unsqueeze(-1),
+        torch.tensor(replacement, device=device).unsqueeze(-1),
+    )
+
+
+def _dense(q: Distribution | None, vocabulary: int, device: torch.device) -> Float[Tensor, " vocabulary"]:
+    """A draft distribution over the target's vocabulary."""
+    if q is not None and q.ids is None and len(q.probs) == vocabulary:
+        return q.probs.to(device)
+    dense = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+    if q is None:
+        return dense
+    if len(q.probs) > vocabulary:
+        raise PacelineError(f"the draft knows {len(q.probs)} tokens but the target {vocabulary}; use a draft with the target's tokenizer")
+    ids = torch.arange(len(q.probs), device=device) if q.ids is None else q.ids.to(device)
+    return dense.scatter_(0, ids, q.probs.to(device, torch.float64))
+
+
+class Rejection:
+    """Walks the trees of one step in lockstep, one level at a time; sequences share device work, never random numbers."""
+
+    def __init__(self, rows: TreeRows, members: Many[int]) -> None:
+        self.rows, self.members = rows, members
+        self.children = {member: rows.trees[member].children() for member in members}
+        self.accepted: dict[int, list[int]] = {member: [] for member in members}
+        self.last: dict[int, tuple[Float[Tensor, " vocabulary"], float]] = {}  # law and number of each sequence's last token
+        self._place: dict[int, int] = {}
+        self._laws: Float[Tensor, "nodes vocabulary"] | None = None
+        if rows.eager:
+            own = [row for member in members for row in range(rows.starts[member], rows.starts[member] + len(rows.trees[member]))]
+            self._laws, self._place = rows.distribution(own), {row: place for place, row in enumerate(own)}
+
+    def paths(self) -> list[Path]:
+        """Accepted nodes and emitted tokens of every member.
+
+        Raises:
+            PacelineError: if logits are not finite, or a proposal gives a child no probability that stands in its tree.
+        """
+        live = dict.fromkeys(self.members, ROOT)
+        while live:
+            live = self._level(live)
+        numbers = [self.last[member][1] for member in self.members]
+        tokens = draw(torch.stack([self.last[member][0] for member in self.members]), numbers)
+        paths = []
+        for member, token in zip(self.members, tokens, strict=True):
+            accepted = self.accepted[member]
+            end = self.rows.starts[member] + (accepted[-1] if accepted else ROOT)
+            emitted = (*(self.rows.trees[member].token[node] for node in accepted), self.rows.checked(end, token))
+            paths.append((tuple(accepted), emitted))
+        return paths
+
+    def _law(self, rows: list[int]) -> Float[Tensor, "rows vocabulary"]:
+        if self._laws is None:
+            return self.rows.distribution(rows)
+        return self._laws[torch.tensor([self._place[row] for row in rows], device=self._laws.device)]
+
+    def _level(self, live: dict[int, int]) -> dict[int, int]:
+        """Judge one node per live sequence; returns the sequences that descend, with the child they descend to."""
+        members, nodes = list(live), list(live.values())
+        rows = [self.rows.starts[member] + node for member, node in live.items()]
+        families = [self.children[member][node] for member, node in live.items()]
+        proposals = [self.rows.trees[member].proposal for member in members]
+        odds = opening(
+            self._law(rows),
+            [None if proposal is None else proposal.q.get(node) for proposal, node in zip(proposals, nodes, strict=True)],
+            [proposal is not None and proposal.replacement for proposal in proposals],
+        )
+        reached: dict[int, int] = {}
+        asking = list(range(len(members)))  # places whose children so far were all rejected; `odds` holds exactly these
+        rank = 0
+        while asking:
+            ended = [at for at, place in enumerate(asking) if rank == len(families[place])]
+            for at in ended:
+                purpose = Purpose.RESIDUAL if rank else Purpose.TARGET  # at a leaf, the very sample of plain decoding
+                self.last[members[asking[at]]] = (odds.residual[at], self.rows.uniform(rows[asking[at]], purpose))
+            going = [at for at in range(len(asking)) if at not in ended]
+            if not going:
+                break
+            odds, asking = odds.at(going), [asking[at] for at in going]
+            offered = [families[place][rank] for place in asking]
+            tokens = [self.rows.trees[members[place]].token[node] for place, node in zip(asking, offered, strict=True)]
+            drawn = torch.tensor(tokens, device=odds.residual.device)
+            refused = []
+            for at, ratio in enumerate(odds.offer(drawn).tolist()):
+                place = asking[at]
+                if not isfinite(ratio):
+                    raise self._impossible(odds, at, rows[place], tokens[at])
+                if self.rows.uniform(rows[place], Purpose.ACCEPT, rank) < ratio:
+                    reached[members[place]] = offered[at]
+                    self.accepted[members[place]].append(offered[at])
+                else:
+                    refused.append(at)
+            if refused:
+                odds = odds.at(refused).rejected(drawn if len(refused) == len(tokens) else drawn[refused])
+            asking = [asking[at] for at in refused]
+            rank += 1
+        return reached
+
+    def _impossible(self, odds: Odds, at: int, row: int, token: int) -> PacelineError:
+        """Why a ratio is not a number: the target's law, or a proposal that is not what the child was drawn from."""
+        if bool(odds.residual[at].isnan().any()):
+            self.rows.checked(row, INVALID)
+        return PacelineError(
+            f"token {token} stands in the tree of sequence {self.rows.sequences[self.rows.owner[row]].uid} but its proposal gives it no "
+            "probability; the drafter must report the distribution it drew from, and draw no token twice without replacement"
+        )

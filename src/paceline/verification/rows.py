@@ -1,0 +1,142 @@
+"""The target's rows of all trees of a step: processed logits, laws and decided tokens of the nodes that a rule asks about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from paceline.core.errors import PacelineError
+from paceline.core.request import Sequence
+from paceline.core.rng import Purpose, uniform
+from paceline.core.sampling import Sampling
+from paceline.core.transform import INVALID, argmax_ids, draw, law_of, target_distribution, widen
+from paceline.core.tree import TokenTree
+from paceline.verification.processors import Processor
+
+Processors = WeakKeyDictionary[Sequence, Processor]
+
+# On a CPU, work over the vocabulary costs more than calls do, so only rows on the accepted path are transformed, unless the whole step is
+# smaller than this many logits (16 rows of the pocket models). On other devices one batch with one wait is cheaper.
+EAGER_LOGITS = 1 << 16
+
+
+class TreeRows:
+    """Rows `starts[s] + node` of the logits belong to the nodes of tree s.
+
+    Args:
+        sequences, trees, logits: what `Verifier.judge` was given.
+        processors: what is remembered of sequences between steps; entries are made here and vanish with their sequence.
+    """
+
+    def __init__(
+        self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"], processors: Processors
+    ) -> None:
+        self.sequences, self.trees, self.logits = sequences, trees, logits
+        self.starts: list[int] = []
+        self.owner: list[int] = []
+        for index, tree in enumerate(trees):
+            self.starts.append(len(self.owner))
+            self.owner.extend([index] * len(tree))
+        self.eager = logits.device.type != "cpu" or logits.numel() <= EAGER_LOGITS
+        self._processor = [self._remembered(sequence, processors) for sequence in sequences]
+        self._law = [law_of(sequence.request.sampling) for sequence in sequences]
+
+    def _remembered(self, sequence: Sequence, processors: Processors) -> Processor | None:
+        if sequence.request.sampling.plain_logits:
+            return None
+        processor = processors.get(sequence)
+        if processor is None or processor.consumed > len(sequence.tokens):
+            processor = Processor(sequence.request.sampling, sequence.prompt_length, self.logits.shape[-1])
+            processors[sequence] = processor
+        processor.catch_up(sequence.tokens)
+        return processor
+
+    def node(self, row: int) -> int:
+        return row - self.starts[self.owner[row]]
+
+    def position(self, row: int) -> int:
+        """Position, in its sequence, of the token decided at the row."""
+        owner = self.owner[row]
+        return len(self.sequences[owner].tokens) + self.trees[owner].depth[row - self.starts[owner]]
+
+    def uniform(self, row: int, purpose: Purpose, draw: int = 0) -> float:
+        """The sequence's number for a decision at the row."""
+        return uniform(self.sequences[self.owner[row]].seed, self.position(row), purpose, draw)
+
+    def processed(self, rows: Many[int]) -> Float[Tensor, "rows vocabulary"]:
+        """Logits of some rows, grouped by owner, after bias, penalties and bans; at least float32, never the model's own tensor."""
+        given = self.logits if len(rows) == len(self.logits) else self.logits[torch.tensor(rows, device=self.logits.device)]
+        logits = widen(given)
+        if logits is self.logits and any(self._processor):
+            logits = logits.clone()
+        start = 0
+        while start < len(rows):
+            owner = self.owner[rows[start]]
+            stop = start + 1
+            while stop < len(rows) and self.owner[rows[stop]] == owner:
+                stop += 1
+            processor = self._processor[owner]
+            if processor is not None:
+                processor.process(logits[start:stop], self.trees[owner], [self.node(row) for row in rows[start:stop]])
+            start = stop
+        return logits
+
+    def distribution(self, rows: Many[int]) -> Float[Tensor, "rows vocabulary"]:
+        """The law of the token decided at each of the rows; all rows must be of sampling sequences."""
+        logits = self.processed(rows)
+        groups = self._by_law(rows)
+        if len(groups) == 1:
+            return target_distribution(logits, self._sampling(rows[0]))
+        laws = torch.empty_like(logits)
+        for members in groups:
+            picked = torch.tensor(members, device=logits.device)
+            laws[picked] = target_distribution(logits[picked], self._sampling(rows[members[0]]))
+        return laws
+
+    def decide(self, rows: Many[int]) -> list[int]:
+        """The token of plain decoding at each of the rows: the argmax, or the sample of the row's own random number.
+
+        Raises:
+            PacelineError: if logits are NaN, or leave no distribution.
+        """
+        logits = self.processed(rows)
+        decided = [INVALID] * len(rows)
+        groups = self._by_law(rows)
+        for members in groups:
+            sampling = self._sampling(rows[members[0]])
+            part = logits if len(groups) == 1 else logits[torch.tensor(members, device=logits.device)]
+            if sampling.greedy:
+                tokens = argmax_ids(part)
+            else:
+                numbers = [self.uniform(rows[member], Purpose.TARGET) for member in members]
+                tokens = draw(target_distribution(part, sampling), numbers)
+            for member, token in zip(members, tokens, strict=True):
+                decided[member] = self.checked(rows[member], token)
+        return decided
+
+    def checked(self, row: int, token: int) -> int:
+        """The token, if the row had one.
+
+        Raises:
+            PacelineError: if it is `INVALID`.
+        """
+        if token == INVALID:
+            raise PacelineError(
+                f"the model's logits are not finite at position {self.position(row)} of sequence {self.sequences[self.owner[row]].uid}; "
+                "check the weights, or load them with dtype=float32"
+            )
+        return token
+
+    def _sampling(self, row: int) -> Sampling:
+        return self.sequences[self.owner[row]].request.sampling
+
+    def _by_law(self, rows: Many[int]) -> list[list[int]]:
+        """Places in `rows`, grouped by the law their sequences ask for."""
+        groups: dict[tuple[float, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            groups.setdefault(self._law[self.owner[row]], []).append(place)
+        return list(groups.values())

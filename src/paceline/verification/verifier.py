@@ -1,0 +1,118 @@
+"""The judge of every step: picks the rule for each sequence and turns target logits into verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from paceline.core.errors import UsageError
+from paceline.core.request import Sequence
+from paceline.core.sampling import Sampling
+from paceline.core.transform import INVALID, argmax_ids
+from paceline.core.tree import ROOT, TokenTree
+from paceline.core.verdict import TokenLogprob, Verdict
+from paceline.verification.logprobs import token_logprobs
+from paceline.verification.rejection import Rejection
+from paceline.verification.rows import Processors, TreeRows
+from paceline.verification.walk import Path, follow, matched
+
+Rule = Literal["auto", "match", "rejection"]
+RULES: tuple[Rule, ...] = ("auto", "match", "rejection")
+
+
+class Verifier:
+    """Judges trees. All rules are exact; they differ in how often they accept and in whether samples equal those of plain decoding.
+
+    Args:
+        rule: for sampling requests (greedy ones always follow the argmax). `match`: sample-and-match, token-identical to plain sampling
+            with the same seed. `rejection`: recursive rejection, which accepts more of a *sampled* draft; for trees without a proposal, and
+            for nodes that a proposal leaves out, children count as chosen. `auto`: rejection for trees with a proposal, else match.
+        coupled: use `match` for everything, so that sampled output can be audited token for token.
+
+    Raises:
+        UsageError: for an unknown rule.
+    """
+
+    def __init__(self, rule: Rule = "auto", coupled: bool = False) -> None:
+        if rule not in RULES:
+            raise UsageError(f"unknown verification rule {rule!r}; known: {', '.join(RULES)}")
+        self.rule = rule
+        self.coupled = coupled
+        self._processors: Processors = WeakKeyDictionary()
+
+    def judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
+        """Decide, for each sequence, which nodes of its tree to keep and which token comes next.
+
+        Nothing that one sequence is given depends on the others. End-of-sequence tokens and id 0 are ordinary tokens here.
+
+        Args:
+            sequences: their `tokens` end with the pending token, which is their tree's root.
+            trees: one per sequence.
+            logits: the target's rows of all trees one after the other, in node order, on any device; not modified.
+
+        Raises:
+            PacelineError: if logits are NaN, or a proposal contradicts its tree.
+            UsageError: if a `logit_bias` does not fit the vocabulary.
+            ValueError: if sequences, trees and logits do not belong together.
+        """
+        for sequence, tree in zip(sequences, trees, strict=True):
+            if tree.token[ROOT] != sequence.tokens[-1]:
+                raise ValueError(f"the root of a tree is token {tree.token[ROOT]}, but the pending token is {sequence.tokens[-1]}")
+        if sum(map(len, trees)) != len(logits):
+            raise ValueError(f"{len(logits)} rows of logits for trees of {sum(map(len, trees))} nodes")
+        if all(_is_plain_greedy(sequence.request.sampling) for sequence in sequences):
+            return self._judge_greedy(sequences, trees, logits)
+        with torch.inference_mode():
+            return self._judge(sequences, trees, logits)
+
+    def _judge_greedy(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
+        """The common case: one argmax over all rows, one transfer, then plain Python."""
+        decided = argmax_ids(logits)
+        if INVALID in decided:
+            TreeRows(sequences, trees, logits, self._processors).checked(decided.index(INVALID), INVALID)
+        verdicts, start = [], 0
+        for tree in trees:
+            verdicts.append(Verdict(*follow(tree, decided, start)))
+            start += len(tree)
+        return verdicts
+
+    def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
+        rows = TreeRows(sequences, trees, logits, self._processors)
+        rejecting = [index for index in range(len(trees)) if self._rejects(sequences[index].request.sampling, trees[index])]
+        matching = [index for index in range(len(trees)) if index not in rejecting]
+        paths = dict(zip(matching, matched(rows, matching), strict=True)) if matching else {}
+        if rejecting:
+            paths.update(zip(rejecting, Rejection(rows, rejecting).paths(), strict=True))
+        logprobs = self._logprobs(
+            rows, {index: path for index, path in paths.items() if sequences[index].request.sampling.logprobs is not None}
+        )
+        return [Verdict(*paths[index], logprobs.get(index, ())) for index in range(len(trees))]
+
+    def _rejects(self, sampling: Sampling, tree: TokenTree) -> bool:
+        if sampling.greedy or self.coupled or self.rule == "match":
+            return False
+        return self.rule == "rejection" or tree.proposal is not None
+
+    @staticmethod
+    def _logprobs(rows: TreeRows, paths: dict[int, Path]) -> dict[int, tuple[TokenLogprob, ...]]:
+        """Scores of every emitted token of the given paths, in one batch."""
+        places: list[int] = []
+        tokens: list[int] = []
+        alternatives: list[int] = []
+        for index, (accepted, emitted) in paths.items():
+            places.extend(rows.starts[index] + node for node in (ROOT, *accepted))
+            tokens.extend(emitted)
+            alternatives.extend([rows.sequences[index].request.sampling.logprobs or 0] * len(emitted))
+        if not places:
+            return {}
+        scored = iter(token_logprobs(rows.logits[torch.tensor(places, device=rows.logits.device)], tokens, alternatives))
+        return {index: tuple(next(scored) for _ in emitted) for index, (_, emitted) in paths.items()}
+
+
+def _is_plain_greedy(sampling: Sampling) -> bool:
+    return sampling.temperature == 0.0 and sampling.logprobs is None and sampling.plain_logits

@@ -1,0 +1,66 @@
+"""Walks along decided tokens: greedy, and sample-and-match. A node's decision is what plain decoding would emit there.
+
+Both rules descend to the child that carries the decided token and stop where there is none; the last decision is the correction or bonus.
+With decisions that are samples of the numbers keyed by (seed, output position), sampled output equals plain sampling token for token,
+whatever the tree; that is also the exact rule for chosen (not sampled) children: a child is accepted with its target probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from itertools import chain
+
+from paceline.core.tree import ROOT, TokenTree
+from paceline.verification.rows import TreeRows
+
+Path = tuple[tuple[int, ...], tuple[int, ...]]  # accepted nodes; emitted tokens, one more
+
+
+def child(tree: TokenTree, node: int, token: int) -> int | None:
+    """The first child of `node` that carries `token`."""
+    parents, tokens = tree.parent, tree.token
+    for below in range(node + 1, len(tokens)):
+        if parents[below] == node and tokens[below] == token:
+            return below
+        if parents[below] < node:  # pre-order: the subtree ends here
+            return None
+    return None
+
+
+def follow(tree: TokenTree, decided: Many[int], start: int = 0) -> Path:
+    """Walk a tree whose node i has the decision `decided[start + i]`."""
+    accepted, tokens = [], []
+    node: int | None = ROOT
+    while node is not None:
+        token = decided[start + node]
+        tokens.append(token)
+        node = child(tree, node, token)
+        if node is not None:
+            accepted.append(node)
+    return tuple(accepted), tuple(tokens)
+
+
+def matched(rows: TreeRows, members: Many[int]) -> list[Path]:
+    """Sample-and-match (or greedy, where settings say so) for some trees of a step.
+
+    Decides all nodes at once, or, where vocabulary-wide work is dear, level by level only those on the paths.
+    """
+    if rows.eager:
+        spans = [range(rows.starts[member], rows.starts[member] + len(rows.trees[member])) for member in members]
+        places = list(chain.from_iterable(spans))
+        decisions = dict(zip(places, rows.decide(places), strict=True))
+        return [follow(rows.trees[member], [decisions[row] for row in span]) for member, span in zip(members, spans, strict=True)]
+    accepted: dict[int, list[int]] = {member: [] for member in members}
+    tokens: dict[int, list[int]] = {member: [] for member in members}
+    live = dict.fromkeys(members, ROOT)
+    while live:
+        decided = rows.decide([rows.starts[member] + node for member, node in live.items()])
+        reached: dict[int, int] = {}
+        for (member, node), token in zip(live.items(), decided, strict=True):
+            tokens[member].append(token)
+            below = child(rows.trees[member], node, token)
+            if below is not None:
+                accepted[member].append(below)
+                reached[member] = below
+        live = reached
+    return [(tuple(accepted[member]), tuple(tokens[member])) for member in members]

@@ -1,0 +1,141 @@
+"""`paceline zoo build`: corpus, tokenizer, training, export and card, for any of the recipes, resumable at every stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from paceline.core.errors import CheckpointError, UsageError
+from paceline.zoo.card import Card, make_card, write_card
+from paceline.zoo.display import training_display
+from paceline.zoo.evaluation import bits_per_byte
+from paceline.zoo.export import export
+from paceline.zoo.material import Material, prepare
+from paceline.zoo.network import load_network
+from paceline.zoo.packing import PackedDocuments
+from paceline.zoo.recipes import Recipe, build_order, smoke
+from paceline.zoo.registry import MODELS_FOLDER, WEIGHTS
+from paceline.zoo.training import Trainer
+
+SMOKE_FILES = 40  # files of the corpus that a smoke build reads
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Settings that every recipe of one build shares."""
+
+    work_dir: Path
+    out: Path
+    device: torch.device
+    resume: bool
+    progress: bool
+    card_prompts: int
+
+
+def default_work_dir() -> Path:
+    """The user's cache folder: `$XDG_CACHE_HOME/paceline/zoo`, or `~/.cache/paceline/zoo`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline" / "zoo"
+
+
+def build(
+    names: Sequence[str] | None = None,
+    work_dir: Path | None = None,
+    max_minutes: float | None = None,
+    device: str | torch.device = "auto",
+    resume: bool = True,
+    progress: bool = True,
+    smoke_size: bool = False,
+    out: Path | None = None,
+) -> list[Card]:
+    """Build pocket models from the interpreter's standard library, teachers before students.
+
+    Args:
+        names: recipes to build; all when None. A student whose teacher is not named uses the one in `out`, else the shipped one.
+        work_dir: checkpoints, metrics and tokenizer; the user's cache folder when None.
+        max_minutes: limit for all training together, split by the recipes' time shares; the learning rate anneals to meet it.
+            None: token budgets alone.
+        device: "auto", "cpu" or "cuda".
+        resume: continue from checkpoints found in `work_dir`.
+        progress: show a progress bar.
+        smoke_size: micro models on a few files, in seconds; the result is noise.
+        out: where finished models go, one folder each; the package's own model folder when None.
+
+    Returns:
+        One card per model, in build order.
+
+    Raises:
+        UsageError: unknown name, non-positive limit, or no device of that kind.
+        CheckpointError: a checkpoint of another recipe or corpus, or a missing teacher.
+    """
+    if max_minutes is not None and max_minutes <= 0:
+        raise UsageError(f"--max-minutes must be positive, not {max_minutes:g}")
+    recipes = [smoke(item) if smoke_size else item for item in build_order(names)]
+    plan = _Plan(
+        work_dir=work_dir or default_work_dir(),
+        out=out or MODELS_FOLDER,
+        device=choose_device(device),
+        resume=resume,
+        progress=progress,
+        card_prompts=1 if smoke_size else 16,
+    )
+    material = prepare(plan.work_dir, int(recipes[0].shape["vocab_size"]), SMOKE_FILES if smoke_size else None)
+    minutes_per_share = None if max_minutes is None else max_minutes / sum(item.time_share for item in recipes)
+    return [
+        _build_one(item, material, plan, None if minutes_per_share is None else 60 * minutes_per_share * item.time_share)
+        for item in recipes
+    ]
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is visible; use --device cpu")
+    return chosen
+
+
+def _build_one(item: Recipe, material: Material, plan: _Plan, limit_seconds: float | None) -> Card:
+    """Train one recipe to the end of its schedule, export it and write its card."""
+    teacher = _teacher(item, plan)
+    documents, size = material.quick_validation()
+    with training_display(item.name, enabled=plan.progress) as report:
+        trainer = Trainer(
+            recipe=item,
+            data=PackedDocuments(material.train, item.seed),
+            folder=plan.work_dir / item.name,
+            device=plan.device,
+            limit_seconds=limit_seconds,
+            teacher=teacher,
+            validate=lambda model: bits_per_byte(model, documents, size),
+            on_step=report,
+        )
+        reached = trainer.run(resume=plan.resume)
+    folder = plan.out / item.name
+    exported = export(trainer.model, material.tokenizer, folder)  # the card measures what was saved, not what was trained
+    card = make_card(item, exported, teacher, reached, material, prompts=plan.card_prompts, samples=min(3, plan.card_prompts))
+    write_card(card, folder)
+    return card
+
+
+def _teacher(item: Recipe, plan: _Plan) -> nn.Module | None:
+    """The finished teacher of a recipe: the one built before, else the shipped one; None if the recipe has no teacher."""
+    if item.teacher is None:
+        return None
+    places = [plan.out / item.teacher, MODELS_FOLDER / item.teacher]
+    found = next((place for place in places if (place / WEIGHTS).is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{item.name} is distilled from {item.teacher}, which is not built; run `paceline zoo build {item.teacher}` first"
+        )
+    return load_network(found).to(plan.device).requires_grad_(False)
