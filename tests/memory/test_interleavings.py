@@ -19,18 +19,22 @@ from paceline.memory.sequence import SequenceMemory
 from paceline.memory.slots import OutOfSlots, OwnershipError, SlotMemory
 
 SLOTS = 48
+MOST = 6  # sequences at a time; more would leave none of them room to do anything
 TOKENS = st.integers(0, 1)
+KEEP = st.sampled_from([True, True, False])
 BUDGET = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=False
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=False
 )
 
 
 class Interleavings(RuleBasedStateMachine):
     """Admit, draft, commit, truncate, fork, cancel, finish, preempt, evict, restore, in any order."""
 
-    @initialize(prefix_cache=st.booleans(), contiguous=st.booleans())
+    @initialize(prefix_cache=st.sampled_from([True, True, True, False]), contiguous=st.booleans())
     def start(self, prefix_cache: bool, contiguous: bool) -> None:
         self.world = World(SlotMemory(LAYOUT, SLOTS, prefix_cache=prefix_cache, contiguous=contiguous))
+        for namespace in (None, "tenant"):
+            self.admit([0, 0, 1, 1] * 2, 4, namespace, 8)
 
     def _pick(self, choice: int) -> Shadow:
         return self.world.live[choice % len(self.world.live)]
@@ -54,19 +58,30 @@ class Interleavings(RuleBasedStateMachine):
         assert sequence.length < len(ids)
         self.world.live.append(Shadow(sequence, ids))
 
-    @rule(ids=st.lists(TOKENS, min_size=1, max_size=24), reserve=st.integers(0, 20), namespace=st.sampled_from([None, "tenant"]))
-    def admit(self, ids: list[int], reserve: int, namespace: str | None) -> None:
-        self._admit(ids, reserve, namespace)
-
-    @precondition(lambda self: self.world.live)
-    @rule(choice=st.integers(0, 7), tokens=st.lists(TOKENS, min_size=1, max_size=12))
-    def prefill(self, choice: int, tokens: list[int]) -> None:
-        """The rest of the prompt where there is one, else new tokens."""
-        shadow = self._pick(choice)
+    def _prefill(self, shadow: Shadow, rows: int, more: list[int]) -> None:
+        """Up to `rows` of the prompt where it is not in memory yet, else new tokens."""
         rest = shadow.ids[shadow.memory.length :]
         with suppress(OutOfSlots):
-            self.world.feed(shadow, rest[:12] or tokens)
-        shadow.ids.extend(rest[12:] if shadow.memory.length == len(shadow.ids) else [])
+            self.world.feed(shadow, rest[:rows] or more)
+            shadow.ids.extend(rest[rows:])
+
+    @precondition(lambda self: len(self.world.live) < MOST)
+    @rule(
+        ids=st.lists(TOKENS, min_size=8, max_size=24),
+        reserve=st.integers(0, 20),
+        namespace=st.sampled_from([None, "tenant"]),
+        rows=st.integers(0, 24),
+    )
+    def admit(self, ids: list[int], reserve: int, namespace: str | None, rows: int) -> None:
+        count = len(self.world.live)
+        self._admit(ids, reserve, namespace)
+        if rows and len(self.world.live) > count:
+            self._prefill(self.world.live[-1], rows, [0])
+
+    @precondition(lambda self: self.world.live)
+    @rule(choice=st.integers(0, 7), rows=st.integers(1, 12), more=st.lists(TOKENS, min_size=1, max_size=12))
+    def prefill(self, choice: int, rows: int, more: list[int]) -> None:
+        self._prefill(self._pick(choice), rows, more)
 
     @precondition(lambda self: self.world.live)
     @rule(choice=st.integers(0, 7), data=st.data(), nodes=st.integers(1, 10), layers=st.booleans(), drop=st.booleans())
@@ -106,20 +121,20 @@ class Interleavings(RuleBasedStateMachine):
         shadow.memory.truncate(max(0, shadow.memory.length - back))
         shadow.ids = shadow.committed
 
-    @precondition(lambda self: self.world.live)
+    @precondition(lambda self: 0 < len(self.world.live) < MOST)
     @rule(choice=st.integers(0, 7))
     def fork(self, choice: int) -> None:
         shadow = self._pick(choice)
         self.world.live.append(Shadow(shadow.memory.fork(), shadow.committed))
 
     @precondition(lambda self: self.world.live)
-    @rule(choice=st.integers(0, 7), keep=st.booleans())
+    @rule(choice=st.integers(0, 7), keep=KEEP)
     def end(self, choice: int, keep: bool) -> None:
         """Cancelled (slots freed) or finished (tokens stay as prefix)."""
         self._drop(self._pick(choice), keep)
 
     @precondition(lambda self: self.world.live)
-    @rule(choice=st.integers(0, 7), keep=st.booleans())
+    @rule(choice=st.integers(0, 7), keep=KEEP)
     def preempt(self, choice: int, keep: bool) -> None:
         """Released, and admitted again at once to be recomputed."""
         shadow = self._pick(choice)
@@ -130,11 +145,10 @@ class Interleavings(RuleBasedStateMachine):
     @rule(slots=st.integers(1, 40))
     def evict(self, slots: int) -> None:
         memory = self.world.memory
-        if memory.cache is not None:
-            available, free = memory.evictable_slots, memory.book.free
-            freed = memory.cache.evict(slots)
-            assert freed >= min(slots, available)
-            assert memory.book.free == free + freed
+        available, free = memory.evictable_slots, memory.book.free
+        freed = memory.evict(slots)
+        assert freed >= min(slots, available)
+        assert memory.book.free == free + freed
 
     @precondition(lambda self: self.world.live)
     @rule(choice=st.integers(0, 7))
@@ -156,8 +170,7 @@ class Interleavings(RuleBasedStateMachine):
             for shadow in list(self.world.live):
                 self._drop(shadow, keep=True)
             memory = self.world.memory
-            if memory.cache is not None:
-                memory.cache.evict(SLOTS)
+            memory.evict(SLOTS)
             assert memory.book.extents.extents() == [(0, SLOTS)], "slots leaked"
 
 

@@ -74,6 +74,16 @@ def test_the_table_is_as_short_as_what_was_asked() -> None:
     assert len(table.cos) == 64
 
 
+def test_a_table_grown_in_inference_serves_training() -> None:
+    table = RotaryTable(RopeSpec(theta=10000.0, dims=8))
+    with torch.inference_mode():
+        table.lookup(torch.tensor([5]))
+    cos, _ = table.lookup(torch.tensor([5]))
+    weight = torch.ones(1, 4, requires_grad=True)
+    (weight * cos).sum().backward()
+    assert torch.equal(weight.grad, cos)
+
+
 @pytest.mark.parametrize(
     ("dtype", "kept"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
 )

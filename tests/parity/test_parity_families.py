@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from plain_memory import full, greedy
-from zoo_of_families import NAMES, double_throughout, prompt, small_model
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from zoo_of_families import NAMES, double_throughout, prompt, small_config, small_model
 
 from paceline.models.checkpoint import load_decoder
 from paceline.models.from_transformers import share_decoder
@@ -52,3 +53,31 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     shared = share_decoder(model)
     assert decoder.config == shared.config
     assert torch.equal(full(decoder, ids), full(shared, ids))
+
+
+def test_the_language_model_inside_gemma3_with_images(tmp_path: Path) -> None:
+    """Released Gemma 3 models from 4B up come with an image tower; prompts of text alone do not need it."""
+    images = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(
+        text_config=small_config("gemma3").to_dict(),
+        vision_config=images,
+        mm_tokens_per_image=4,
+        image_token_index=96,
+        boi_token_index=95,
+        eoi_token_index=94,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    model, ids = Gemma3ForConditionalGeneration(config).eval(), [token % 90 for token in prompt(LENGTH)]
+    expected = model(torch.tensor([ids])).logits[0].detach()
+    model.save_pretrained(tmp_path)
+    for decoder in (share_decoder(model), load_decoder(tmp_path)[0]):
+        assert decoder.config.layers[0].mixer.window == 7
+        torch.testing.assert_close(full(decoder, ids), expected, rtol=0, atol=1e-4)

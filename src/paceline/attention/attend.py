@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from paceline.attention.plan import AttentionPlan, Reach
+from paceline.attention.plan import AttentionPlan, Lanes, Reach
 
 
 def attend(
@@ -34,6 +34,9 @@ def attend(
     """
     heads, kv_heads = query.shape[1], keys.shape[1]
     groups = heads // kv_heads
+    lanes = plan.lanes(window) if softcap is None else None
+    if lanes is not None:
+        return _laned(query, keys, values, lanes, plan.folded_lane_mask(window, groups), scale)
     reaches = plan.reaches(window)
     masks = plan.folded_masks(window, groups)
     if len(reaches) == 1 and plan.exact is None:
@@ -45,6 +48,32 @@ def attend(
             rows = F.pad(rows, (0, 0, 0, 0, 0, len(reach.mask) - len(rows)))
         out[reach.rows] = _one(rows, keys, values, reach, mask, scale, softcap)[: reach.rows.stop - reach.rows.start]
     return out
+
+
+def _laned(
+    query: Float[Tensor, "rows heads head_dim"],
+    keys: Tensor,
+    values: Tensor,
+    lanes: Lanes,
+    mask: Float[Tensor, "lanes 1 folded keys"] | None,
+    scale: float,
+) -> Float[Tensor, "rows heads head_dim"]:
+    """All sequences in one call: their keys are one strided view of the pools."""
+    heads, kv_heads, head_dim = query.shape[1], keys.shape[1], query.shape[2]
+    groups = heads // kv_heads
+    key, value = _lane_view(keys, lanes), _lane_view(values, lanes)
+    padded = query if lanes.rows is None else query[lanes.rows]
+    folded = padded.view(lanes.count, lanes.height, kv_heads, groups, head_dim).transpose(1, 2)
+    folded = folded.reshape(lanes.count, kv_heads, lanes.height * groups, head_dim)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
+    out = out.view(lanes.count, kv_heads, lanes.height, groups, head_dim).transpose(1, 2).reshape(-1, heads, head_dim)
+    return out if lanes.back is None else out[lanes.back]
+
+
+def _lane_view(pool: Float[Tensor, "slots kv_heads head_dim"], lanes: Lanes) -> Float[Tensor, "lanes kv_heads keys head_dim"]:
+    slot, head, unit = pool.stride()
+    size = (lanes.count, pool.shape[1], lanes.length, pool.shape[2])
+    return pool.as_strided(size, (lanes.stride * slot, head, slot, unit), pool.storage_offset() + lanes.start * slot)
 
 
 def _one(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from paceline.core.batch import Segment
+from paceline.core.batch import GUARD, Segment
+
+LANE_WASTE = 4  # padded query rows per real one, up to which one call for all sequences beats one call each
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,29 @@ class Reach:
     mask: Float[Tensor, "rows keys"] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Segments whose memories lie at equal distances in the pools, so that one strided view covers the keys of all of them.
+
+    Args:
+        rows: batch row of each lane's queries, lanes padded to equal height by repeating a row; `None` if rows already are in order.
+        back: place of each batch row in the padded layout; `None` likewise.
+        count, height: lanes, and query rows per lane.
+        start, stride: first slot of the first lane, and slots between lanes.
+        length: keys per lane; shorter lanes are masked.
+        mask: additive (lanes, height, keys), `None` where all is visible.
+    """
+
+    rows: Int[Tensor, " padded"] | None
+    back: Int[Tensor, " rows"] | None
+    count: int
+    height: int
+    start: int
+    stride: int
+    length: int
+    mask: Float[Tensor, "lanes height keys"] | None
+
+
 @dataclass(slots=True)
 class AttentionPlan:
     """Reads and writes of one forward. Layers differ only by window and head grouping; those variants are cached.
@@ -62,6 +88,8 @@ class AttentionPlan:
     exact: Exactness | None = None
     write: slice | Int[Tensor, " rows"] = field(init=False)
     _reaches: dict[int | None, list[Reach]] = field(init=False, default_factory=dict)
+    _lanes: dict[int | None, Lanes | None] = field(init=False, default_factory=dict)
+    _lane_masks: dict[tuple[int | None, int], Tensor | None] = field(init=False, default_factory=dict)
     _folded: dict[tuple[int | None, int], list[Tensor | None]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,6 +110,12 @@ class AttentionPlan:
             self._reaches[window] = found
         return self._reaches[window]
 
+    def lanes(self, window: int | None) -> Lanes | None:
+        """The segments as lanes of one view, where their memories happen to be evenly spaced; `None` otherwise."""
+        if window not in self._lanes:
+            self._lanes[window] = self._as_lanes(window)
+        return self._lanes[window]
+
     def folded_masks(self, window: int | None, groups: int) -> list[Float[Tensor, "1 1 folded keys"] | None]:
         """Masks for queries folded as rows x groups, the shape in which grouped heads become extra query rows."""
         cached = self._folded.get((window, groups))
@@ -92,6 +126,60 @@ class AttentionPlan:
                 cached.append(None if mask is None else (mask if groups == 1 else mask.repeat_interleave(groups, 0))[None, None])
             self._folded[window, groups] = cached
         return cached
+
+    def folded_lane_mask(self, window: int | None, groups: int) -> Float[Tensor, "lanes 1 folded keys"] | None:
+        """The mask of `lanes` for queries folded as rows x groups."""
+        key = (window, groups)
+        if key not in self._lane_masks:
+            lanes = self.lanes(window)
+            mask = None if lanes is None or lanes.mask is None else lanes.mask.repeat_interleave(groups, 1)[:, None]
+            self._lane_masks[key] = mask
+        return self._lane_masks[key]
+
+    def _as_lanes(self, window: int | None) -> Lanes | None:
+        count = len(self.segments)
+        height = max(segment.rows for segment in self.segments)
+        if count == 1 or self.exact is not None or height * count > LANE_WASTE * len(self.positions):
+            return None
+        reaches = self.reaches(window)
+        starts = [reach.keys.start if isinstance(reach.keys, slice) else -1 for reach in reaches]
+        order = sorted(range(count), key=starts.__getitem__)
+        stride = starts[order[1]] - starts[order[0]]
+        if starts[order[0]] < 0 or stride <= 0 or any(starts[b] - starts[a] != stride for a, b in pairwise(order)):
+            return None
+        length = max(reach.length for reach in reaches)
+        if length - reaches[order[-1]].length > GUARD:  # the last lane must end inside the pool
+            return None
+        uniform = all(reach.length == length and reach.mask is None and reach.rows.stop - reach.rows.start == 1 for reach in reaches)
+        mask = None if uniform else torch.full((count, height, length), float("-inf"), dtype=self.dtype)
+        rows, back = [], [0] * len(self.positions)
+        for lane, at in enumerate(order):
+            reach = reaches[at]
+            first, tall = reach.rows.start, reach.rows.stop - reach.rows.start
+            for row in range(height):
+                rows.append(first + min(row, tall - 1))
+                if row < tall:
+                    back[first + row] = lane * height + row
+            if mask is not None:
+                own = mask[lane, :tall, : reach.length]
+                if reach.mask is not None:
+                    own.copy_(reach.mask[:tall])
+                elif reach.causal:
+                    own.masked_fill_(torch.ones(tall, reach.length, dtype=torch.bool).tril(), 0.0)
+                else:
+                    own.zero_()
+                mask[lane, tall:] = mask[lane, tall - 1]
+        plain = rows == list(range(len(rows)))
+        return Lanes(
+            None if plain else torch.tensor(rows, device=self.device),
+            None if plain else torch.tensor(back, device=self.device),
+            count,
+            height,
+            starts[order[0]],
+            stride,
+            length,
+            None if mask is None else mask.to(self.device),
+        )
 
     def _reach(self, segment: Segment, start: int, window: int | None) -> Reach:
         context, span = segment.memory.length, segment.span

@@ -26,7 +26,7 @@ class Timing:
 
 
 def time_calls(call: Callable[[], object], repeats: int, *, warmup: int = 1, device: str = "cpu") -> Timing:
-    """Time `repeats` calls one by one, after `warmup` untimed ones; on CUDA with events, so that launches do not count as work.
+    """Time `repeats` calls one by one, after `warmup` untimed ones; on CUDA with events of the stream, without waiting in between.
 
     Raises:
         ValueError: if `repeats` is not positive.

@@ -22,10 +22,10 @@ from paceline.core.errors import PacelineError, UsageError
 BATCH = 512  # rows per llama_decode, both logical and physical
 LONGEST_CONTEXT = 8192
 GGML_F32, GGML_F16 = 0, 1
-FLASH_OFF, FLASH_AUTO = 0, -1
-# Weights' type to the type of keys and values and the use of flash attention. Half precision takes llama.cpp's defaults. For float32 flash
-# attention is off: it casts keys and values to f16, which moved logits by 2.5e-2 where the plain path stays within 4e-5.
-MEMORY = {"float32": (GGML_F32, FLASH_OFF), "float16": (GGML_F16, FLASH_AUTO), "bfloat16": (GGML_F16, FLASH_AUTO)}
+KV_TYPES = {"float32": GGML_F32, "float16": GGML_F16, "bfloat16": GGML_F16}  # f16 is llama.cpp's default
+# Its flash attention stays off. In float32 it casts keys and values to f16, which moved logits by 2.5e-2 where the plain path stays within
+# 4e-5; and on CPU it was the slower of the two at every context measured (twice to five times at 512 and 2048 tokens, in both types).
+FLASH_OFF = 0
 
 
 @dataclass(slots=True)
@@ -93,8 +93,8 @@ class LlamaCppPeer:
         parameters.n_ctx = min(self._shape.context, LONGEST_CONTEXT) + BATCH  # room for a forward behind a full context
         parameters.n_batch = parameters.n_ubatch = BATCH
         parameters.n_threads = parameters.n_threads_batch = threads
-        kept, parameters.flash_attn_type = MEMORY[dtype]
-        parameters.type_k = parameters.type_v = kept
+        parameters.type_k = parameters.type_v = KV_TYPES[dtype]
+        parameters.flash_attn_type = FLASH_OFF
         return parameters
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

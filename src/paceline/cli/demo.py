@@ -67,15 +67,15 @@ def demo_table(result: Demo) -> Table:
     table = Table(title=title, title_justify="left", show_footer=True, footer_style="bold", box=None, header_style="bold", pad_edge=False)
     table.add_column("held-out file", footer="all", overflow="fold")
     cells = (
-        ("plain tok/s", f"{result.total('plain'):.0f}"),
-        ("tok/s", f"{result.total('fast'):.0f}"),
-        ("speed-up", f"{result.speed_up:.2f}x"),
-        ("tokens/forward", f"{result.tokens_per_forward:.2f}"),
-        ("accepted", f"{100 * result.acceptance:.0f} %"),
-        ("audit", f"{result.identical} of {len(result.completions)} identical"),
+        ("plain\ntok/s", f"{result.total('plain'):.0f}"),
+        ("fast\ntok/s", f"{result.total('fast'):.0f}"),
+        ("speed-\nup", f"{result.speed_up:.2f}x"),
+        ("tokens/\nforward", f"{result.tokens_per_forward:.2f}"),
+        ("drafts\naccepted", f"{100 * result.acceptance:.0f} %"),
+        ("audit of\ntokens", f"{result.identical}/{len(result.completions)} identical"),
     )
     for heading, footer in cells:
-        table.add_column(heading, footer=footer, justify="left" if heading == "audit" else "right")
+        table.add_column(heading, footer=footer, justify="left" if heading.startswith("audit") else "right")
     for entry in result.completions:
         stats = entry.fast.stats
         colour = {"identical": "green", "tie": "yellow", "violation": "red"}[entry.verdict.kind]
@@ -105,7 +105,8 @@ def _write(result: Demo, folder: Path, report: bool) -> dict[str, Any]:
     if report:
         console = out()
         console.print(demo_table(result))
-        console.print(f"\nWhich tokens were drafted: {folder / 'demo.html'} (page), {folder / 'demo.png'} (picture), numbers in demo.json")
+        console.print(f"\nWhich tokens were drafted: {folder / 'demo.html'}", soft_wrap=True)
+        console.print(f"[dim]The same as a picture: {folder / 'demo.png'}; all numbers: {folder / 'demo.json'}[/dim]", soft_wrap=True)
     return record
 
 

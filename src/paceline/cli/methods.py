@@ -35,12 +35,17 @@ def methods(json: options.Json = False) -> None:
         return
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("method", "family", "greedy", "sampling", "needs training", "needs", "what it does", "paper"):
-        table.add_column(heading, no_wrap=heading == "method", overflow="fold")
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it does, and what it guarantees")
     for row in rows:
-        table.add_row(
-            f"[bold cyan]{row['name']}[/bold cyan]", row["family"], row["greedy"], row["sampling"], row["trains"] or "no",
-            row["needs"] or "nothing", row["summary"], row["paper"],
-        )  # fmt: skip
+        table.add_row(f"[bold cyan]{row['name']}[/bold cyan]\n[dim]{row['family']}[/dim]", f"{row['summary']}\n[dim]{_facts(row)}[/dim]")
     out().print(table)
+
+
+def _facts(row: dict[str, Any]) -> str:
+    """Guarantee per mode, then what a user must bring, then where it is from."""
+    needs = [f"needs a {row['needs']}"] if row["needs"] else []
+    training = f"trains {row['trains']}" if row["trains"] else "no training"
+    first = " · ".join([f"greedy: {row['greedy']}", f"sampling: {row['sampling']}", *needs, training])
+    return f"{first}\n{row['paper']}" if row["paper"] else first

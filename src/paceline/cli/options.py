@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,7 +60,7 @@ FrequencyPenalty = Annotated[float, typer.Option(help="Subtracted per occurrence
 NoRepeatNgram = Annotated[int, typer.Option(help="Forbid repeated n-grams of this size; 0 allows them.", rich_help_panel=SAMPLING)]
 LogitBias = Annotated[
     list[str] | None,
-    typer.Option("--logit-bias", metavar="ID=VALUE", help="Added to a logit (`-inf` forbids the token); repeatable.", rich_help_panel=SAMPLING),
+    typer.Option("--logit-bias", metavar="ID=VALUE", help="Added to a logit; -inf forbids the id. Repeatable.", rich_help_panel=SAMPLING),
 ]  # fmt: skip
 Seed = Annotated[int, typer.Option(help="Key of all randomness.", rich_help_panel=SAMPLING)]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Independent samples of the prompt.", rich_help_panel=SAMPLING)]
@@ -121,6 +122,21 @@ def bias_of(entry: str) -> tuple[int, float]:
     raise UsageError(f"--logit-bias {entry!r} must read ID=VALUE, as in 42=-inf")
 
 
+def require_built(*names: str | None) -> None:
+    """Check that pocket models among the names are there.
+
+    Raises:
+        CheckpointError: for one that is not built, naming the command that builds it.
+    """
+    from paceline.core.errors import CheckpointError
+    from paceline.zoo.registry import pocket_models
+
+    known = pocket_models()
+    for name in filter(None, names):
+        if name in known and not known[name].available and not Path(name).is_dir():
+            raise CheckpointError(f"pocket model {name!r} is not in this installation; make it with `paceline zoo build {name}`")
+
+
 def open_model(
     model: str,
     method: str,
@@ -139,10 +155,11 @@ def open_model(
 
     Raises:
         UsageError: for options that do not fit together.
-        CheckpointError: for models that cannot be read.
+        CheckpointError: for models that cannot be read, or are not built.
     """
     from paceline.cli.console import busy
 
+    require_built(model, draft)
     with busy(f"loading {model}"):
         from paceline.engine.load import load
 

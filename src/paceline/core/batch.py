@@ -9,6 +9,8 @@ from typing import Protocol
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+GUARD = 512  # slots that pools extend behind the last one, so that a view padded or aligned up to this many keys stays inside
+
 
 class MemoryView(Protocol):
     """What attention needs to know of one sequence's memory: which physical slots hold its logical slots, in order."""

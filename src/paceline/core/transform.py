@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -72,12 +73,11 @@ def target_distribution(logits: Float[Tensor, "rows vocabulary"], sampling: Samp
     probs = scores.softmax(-1)
     if sampling.top_p >= 1 and sampling.min_p <= 0:
         return probs
-    if sampling.top_p < 1:
-        probs.masked_fill_(~_nucleus(probs, sampling.top_p), 0.0)
+    keep = _nucleus(probs, sampling.top_p) if sampling.top_p < 1 else probs > 0
     if sampling.min_p > 0:
-        probs.masked_fill_(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
+        keep &= probs >= sampling.min_p * probs.amax(-1, keepdim=True)
     # A second softmax rather than a division by the sum: sums of one row and of many round differently.
-    return scores.masked_fill_(probs == 0, -torch.inf).softmax(-1)
+    return scores.masked_fill_(~keep, -torch.inf).softmax(-1)
 
 
 def draw(probs: Float[Tensor, "rows vocabulary"], uniforms: Sequence[float]) -> list[int]:
@@ -118,20 +118,31 @@ def _at_least(
     scores: Float[Tensor, "rows vocabulary"], threshold: Float[Tensor, "rows 1"], count: Int[Tensor, "rows 1"]
 ) -> Bool[Tensor, "rows vocabulary"]:
     """Marks `count` entries per row, given the value of the smallest one to keep."""
-    keep = scores >= threshold
-    if scores.device.type == "cpu" and bool((keep.sum(-1, keepdim=True) <= count).all()):
-        return keep  # no ties to cut; a device would have to wait for the answer
+    if scores.device.type == "cpu":
+        marks = scores.numpy() >= threshold.numpy()
+        if (np.count_nonzero(marks, axis=-1, keepdims=True) <= count.numpy()).all():
+            return torch.from_numpy(marks)  # no ties to cut; a device would have to wait for this answer
     equal = scores == threshold
-    room = count - (scores > threshold).sum(-1, keepdim=True)
-    return keep & (~equal | (equal.cumsum(-1) <= room))
+    above = scores > threshold
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
 def _nucleus(probs: Float[Tensor, "rows vocabulary"], top_p: float) -> Bool[Tensor, "rows vocabulary"]:
     """Marks the smallest set of likeliest tokens whose mass reaches `top_p`: a token stays if the mass before it is below."""
     if probs.device.type == "cpu":
-        descending = torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)
-    else:
-        descending = probs.sort(-1, descending=True).values
-    sums = descending.double().cumsum(-1)
-    count = 1 + (sums[:, :-1] < top_p).sum(-1, keepdim=True)
+        cuts = [_cut(row, top_p) for row in probs.numpy()]
+        threshold = torch.tensor([value for value, _ in cuts], dtype=probs.dtype).unsqueeze(-1)
+        return _at_least(probs, threshold, torch.tensor([count for _, count in cuts]).unsqueeze(-1))
+    descending = probs.sort(-1, descending=True).values
+    count = 1 + (descending.double().cumsum(-1)[:, :-1] < top_p).sum(-1, keepdim=True)
     return _at_least(probs, descending.gather(-1, count - 1), count)
+
+
+def _cut(probs: npt.NDArray[np.floating], top_p: float) -> tuple[float, int]:
+    """Smallest probability in the nucleus of a row, and the size of the nucleus."""
+    # All tokens below (1 - p) / vocabulary together are lighter than 1 - p, so the nucleus ends before them; the factor is for rounding.
+    heavy = np.sort(probs[probs > 0.5 * (1 - top_p) / len(probs)])[::-1]
+    if not len(heavy):
+        return np.nan, 1
+    count = 1 + int(np.count_nonzero(heavy[:-1].cumsum(dtype=np.float64) < top_p))
+    return float(heavy[count - 1]), count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -50,7 +51,12 @@ def run_demo(
         ids = list(llm.request(prompt.prefix).ids)
         completions.append(Completion(prompt, pieces, _median(plain), chosen, judge(llm, ids, plain[0].ids, chosen.ids)))
     dtype = str(llm.runner.decoder.dtype).removeprefix("torch.")
-    return Demo(llm.name, llm.method, draft, dtype, repeats, tuple(completions))
+    return Demo(shown(llm.name), llm.method, None if draft is None else shown(draft), dtype, repeats, tuple(completions))
+
+
+def shown(model: str) -> str:
+    """A model's name for tables and files: of a local folder only the last part, so that no record tells where somebody keeps it."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def judge(llm: LLM, prompt: list[int], plain: list[int], fast: list[int]) -> Verdict:

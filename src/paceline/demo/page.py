@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
-from paceline.demo.palette import RUN_COLOURS
+from paceline.demo.palette import SHADES, shade_of
 
 if TYPE_CHECKING:
     from paceline.demo.result import Completion, Demo, Run
@@ -23,8 +23,9 @@ def render(demo: Demo) -> str:
         title=escape(f"{demo.model}, {demo.method}"),
         lede=_lede(demo),
         cards="\n".join(_cards(demo)),
-        swatches="".join(_swatch(size) for size in range(1, len(RUN_COLOURS) + 1)),
-        run_styles="\n".join(f".n{size} {{ --run: {colour}; }}" for size, colour in enumerate(RUN_COLOURS, start=1)),
+        swatches="".join(f'<span class="swatch n{index}"><i></i>{shade.label}</span>' for index, shade in enumerate(SHADES)),
+        light="\n".join(f".n{index} {{ --run: {shade.light}; --tint: {shade.tint:.0%}; }}" for index, shade in enumerate(SHADES)),
+        dark="\n".join(f"  .n{index} {{ --run: {shade.dark}; }}" for index, shade in enumerate(SHADES)),
         files="\n".join(_section(number, entry) for number, entry in enumerate(demo.completions, start=1)),
         timing=json.dumps([_timing(entry) for entry in demo.completions]),
     )
@@ -56,11 +57,6 @@ def _differences(demo: Demo) -> list[str]:
     return [f"{entry.prompt.name}: {entry.verdict}" for entry in demo.completions if entry.verdict.kind != "identical"]
 
 
-def _swatch(size: int) -> str:
-    label = f"{size}+" if size == len(RUN_COLOURS) else str(size)
-    return f'<span class="swatch n{size}"><i></i>{label}</span>'
-
-
 def _section(number: int, entry: Completion) -> str:
     stats = entry.fast.stats
     tail = "".join(entry.prompt.prefix.splitlines(keepends=True)[-PROMPT_LINES:])
@@ -69,8 +65,8 @@ def _section(number: int, entry: Completion) -> str:
         f"{stats.tokens_per_second:.0f} against {entry.plain.stats.tokens_per_second:.0f} tokens/s"
     )
     return f"""<section class="file" data-file="{number - 1}">
-<header><h2>{escape(entry.prompt.name)}<small>line {entry.prompt.line}</small></h2>
-<p class="facts">{facts}</p><p class="verdict {escape(entry.verdict.kind)}">{escape(str(entry.verdict))}</p>
+<header><div><h2>{escape(entry.prompt.name)}<small>line {entry.prompt.line}</small></h2><p class="facts">{facts}</p></div>
+<span class="verdict {escape(entry.verdict.kind)}">{escape(str(entry.verdict))}</span>
 <button type="button" class="replay" hidden>Replay</button></header>
 <div class="strip" aria-hidden="true">{"".join(_segment(at, run) for at, run in enumerate(entry.fast.runs))}</div>
 <div class="lanes" hidden><div class="lane"><span>plain</span><i></i></div><div class="lane fast"><span>paceline</span><i></i></div></div>
@@ -79,7 +75,7 @@ def _section(number: int, entry: Completion) -> str:
 
 
 def _segment(at: int, run: Run) -> str:
-    return f'<i class="n{_size(run)}" data-run="{at}" style="flex:{len(run.ids)}"></i>'
+    return f'<i class="n{shade_of(len(run.ids))}" data-run="{at}" style="flex:{len(run.ids)}"></i>'
 
 
 def _runs(entry: Completion) -> str:
@@ -90,12 +86,8 @@ def _runs(entry: Completion) -> str:
         own = escape("".join(entry.pieces[at + run.drafted : at + len(run.ids)]))
         at += len(run.ids)
         tip = f"forward {number + 1}: {_plural(len(run.ids), 'token')}, {run.drafted} of them drafted and accepted"
-        html.append(f'<span class="run n{_size(run)}" data-run="{number}" title="{tip}"><u>{drafted}</u>{own}</span>')
+        html.append(f'<span class="run n{shade_of(len(run.ids))}" data-run="{number}" title="{tip}"><u>{drafted}</u>{own}</span>')
     return "".join(html)
-
-
-def _size(run: Run) -> int:
-    return min(len(run.ids), len(RUN_COLOURS))
 
 
 def _plural(count: int, noun: str) -> str:

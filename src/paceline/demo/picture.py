@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from paceline.demo.palette import INK, MUTED, PLAIN, RUN_COLOURS, run_colour
+from paceline.demo.palette import FAST, INK, MUTED, PLAIN, SHADES, shade_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ROW_INCHES = 0.62
 FRAME_INCHES = 1.9
+BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.09), "frameon": False, "fontsize": 9, "labelcolor": INK}
 
 
 def draw(demo: Demo, path: Path) -> None:
@@ -23,6 +24,7 @@ def draw(demo: Demo, path: Path) -> None:
 
     rows = len(demo.completions)
     figure = Figure(figsize=(12.5, FRAME_INCHES + ROW_INCHES * max(3, rows)), dpi=150, facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.7))
     figure.suptitle(
@@ -44,14 +46,14 @@ def _bars(axes: Axes, demo: Demo) -> None:
     plain = [entry.plain.stats.tokens_per_second for entry in demo.completions]
     fast = [entry.fast.stats.tokens_per_second for entry in demo.completions]
     axes.barh([place - 0.19 for place in places], plain, height=0.34, color=PLAIN, label="plain")
-    axes.barh([place + 0.19 for place in places], fast, height=0.34, color=RUN_COLOURS[3], label=demo.method)
+    axes.barh([place + 0.19 for place in places], fast, height=0.34, color=FAST, label=demo.method)
     for place, entry in enumerate(demo.completions):
         axes.text(fast[place], place + 0.19, f" {entry.speed_up:.2f}x", va="center", fontsize=9, color=INK)
     axes.set_yticks(list(places), [f"{entry.prompt.name}\nline {entry.prompt.line}" for entry in demo.completions])
     axes.set_xlim(0, 1.16 * max([*plain, *fast, 1e-9]))
     axes.invert_yaxis()
     axes.set_title("tokens per second", loc="left", fontsize=10, color=INK)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    axes.legend(ncols=2, **BELOW)
 
 
 def _strips(axes: Axes, demo: Demo) -> None:
@@ -61,15 +63,13 @@ def _strips(axes: Axes, demo: Demo) -> None:
     for place, entry in enumerate(demo.completions):
         start = 0
         for run in entry.fast.runs:
-            axes.barh(place, len(run.ids), left=start, height=0.62, color=run_colour(len(run.ids)), edgecolor="white", linewidth=0.6)
+            axes.barh(
+                place, len(run.ids), left=start, height=0.62, color=SHADES[shade_of(len(run.ids))].light, edgecolor="white", linewidth=0.6
+            )
             start += len(run.ids)
     axes.set_xlim(0, max((len(entry.fast.ids) for entry in demo.completions), default=1))
     axes.set_title(
         "output tokens, one segment per forward (plain decoding needs one forward per token)", loc="left", fontsize=10, color=INK
     )
-    last = len(RUN_COLOURS)
-    legend = [Patch(color=colour, label=f"{size}" if size < last else f"{last}+") for size, colour in enumerate(RUN_COLOURS, start=1)]
-    axes.legend(
-        handles=legend, title="tokens in the forward", title_fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=last,
-        frameon=False, fontsize=9, labelcolor=INK,
-    )  # fmt: skip
+    legend = [Patch(color=shade.light, label=shade.label) for shade in SHADES]
+    axes.legend(handles=legend, title="tokens made by one forward", title_fontsize=9, ncols=len(SHADES), **BELOW)

@@ -38,6 +38,7 @@ def load(
     max_sequences: int = 64,
     max_rows: int = 512,
     prefix_cache: bool = True,
+    context: int | None = None,
     pack: bool = True,
 ) -> LLM:
     """Load a model and choose how it decodes.
@@ -54,6 +55,8 @@ def load(
         kv_tokens: KV memory in tokens, over all sequences.
         max_sequences: most sequences decoded at once.
         max_rows: most rows per forward; longer prompts are read in chunks.
+        context: longest sequence served, up to the checkpoint's own limit (the default). It fixes the regime of length-dependent rope
+            scaling: a long-context checkpoint that only sees short prompts decodes them with its short factors when told so here.
         prefix_cache: keep finished sequences as reusable prefixes.
         pack: reorder weights for this CPU (off shares or keeps the plain layout).
 
@@ -64,23 +67,23 @@ def load(
     choices = registry.parse(method)
     ledger = Ledger()
     place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    decoder, tokenizer, name = _open(model, place, dtype, pack, exact)
+    decoder, tokenizer, name = _open(model, place, dtype, pack, exact, context)
     ledger.set("weights", decoder.weight_bytes())
     slots = kv_tokens if kv_tokens is not None else default_slots(decoder, max_sequences)
     if slots < 2:
         raise UsageError(f"kv_tokens={slots} must be at least 2")
     shapes = Exactness() if exact else None
     runner = make_runner(decoder, slots=slots, ledger=ledger, exact=shapes, prefix_cache=prefix_cache)
-    drafting = _draft_runner(draft, decoder, slots, ledger, pack)
-    context = DraftContext(decoder.config.vocabulary, frozenset(decoder.config.eos), runner.probe, drafting)
-    drafters: list[Drafter] = [choice.method.load().build(choice.config(), context) for choice in choices]
+    drafting = _draft_runner(draft, decoder, slots, ledger, pack, context)
+    offered = DraftContext(decoder.config.vocabulary, frozenset(decoder.config.eos), runner.probe, drafting)
+    drafters: list[Drafter] = [choice.method.load().build(choice.config(), offered) for choice in choices]
     drafter = drafters[0] if len(drafters) == 1 else Compose(drafters)
     config = EngineConfig(SchedulerConfig(max_sequences, max_rows), coupled=coupled)
     return LLM(Engine(runner, drafter, tokenizer, config), tokenizer, ledger, name, method)
 
 
 def _open(
-    model: Any, device: torch.device, dtype: str | torch.dtype | None, pack: bool, exact: bool
+    model: Any, device: torch.device, dtype: str | torch.dtype | None, pack: bool, exact: bool, context: int | None
 ) -> tuple[Decoder, Tokenizer | None, str]:
     """Decoder, tokenizer and display name of whatever the user named."""
     from paceline.models import hub
@@ -93,22 +96,40 @@ def _open(
     if isinstance(model, Decoder):
         return model, None, model.config.family
     if not isinstance(model, (str, Path)):
-        return share_decoder(model), None, type(model).__name__
-    folder = hub.resolve(resolve(str(model)) or model)
+        if exact:
+            raise UsageError(
+                "exact=True needs weights packed for this CPU; load the checkpoint by folder or name instead of sharing a model"
+            )
+        return share_decoder(model, context), None, type(model).__name__
+    folder = hub.locate(resolve(str(model)) or model)
     wanted = _dtype(dtype) if dtype is not None else _default_dtype(folder, device)
-    if exact and not can_pack(wanted, device):
-        raise UsageError(f"exact=True needs row-independent kernels, which this build has none of for {wanted} on {device}")
-    decoder, _ = load_decoder(folder, dtype=wanted, device=device)
+    decoder, _ = load_decoder(folder, dtype=wanted, device=device, context=context)
+    if exact:
+        _check_exact(decoder, pack)
     if pack:
         decoder.pack()
     return decoder, _tokenizer(folder), str(model)
 
 
-def _draft_runner(draft: Any, target: Decoder, slots: int, ledger: Ledger, pack: bool) -> Runner | None:
+def _check_exact(decoder: Decoder, pack: bool) -> None:
+    """Refuse bit-exact mode where a row's bits would depend on its neighbours.
+
+    Raises:
+        UsageError: naming what stands in the way.
+    """
+    if not pack or not can_pack(decoder.dtype, decoder.device):
+        raise UsageError(f"exact=True needs packed row-independent kernels, and there are none for {decoder.dtype} on {decoder.device}")
+    if any(layer.feed_forward.experts for layer in decoder.config.layers):
+        raise UsageError("exact=True does not cover mixtures of experts: the rows an expert sees together depend on the batch")
+    if any(layer.mixer.softcap is not None for layer in decoder.config.layers):
+        raise UsageError("exact=True does not cover soft-capped attention, which has no kernel with a fixed order of summation")
+
+
+def _draft_runner(draft: Any, target: Decoder, slots: int, ledger: Ledger, pack: bool, context: int | None) -> Runner | None:
     """A runner for the draft model, with as many slots as the target has and its own ledger row."""
     if draft is None:
         return None
-    decoder, _, name = _open(draft, target.device, target.dtype, pack, exact=False)
+    decoder, _, name = _open(draft, target.device, target.dtype, pack, False, context)
     if decoder.config.vocabulary != target.config.vocabulary:
         raise UsageError(
             f"draft {name!r} has a vocabulary of {decoder.config.vocabulary}, the target {target.config.vocabulary}; "

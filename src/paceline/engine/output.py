@@ -19,7 +19,9 @@ class Stats:
         forwards: target forwards that decided tokens of this output (a prompt read in chunks adds `prefill_forwards`).
         drafted, accepted: draft nodes proposed, and accepted.
         acceptance_by_depth: share of steps that accepted a node at depth d among those that offered one.
+        offered_by_depth, accepted_by_depth: the counts behind it.
         runs: tokens emitted by each forward; all but the last of a run were drafted.
+        times: when they were, in seconds since arrival.
         ttft: seconds from arrival to the first token. tpot: median seconds per token after that.
         prefill_seconds, decode_seconds: before and after the first token.
         peak_bytes: largest live bytes by category while this output was made, of the whole engine.
@@ -33,7 +35,10 @@ class Stats:
     drafted: int
     accepted: int
     acceptance_by_depth: tuple[float, ...]
+    offered_by_depth: tuple[int, ...]
+    accepted_by_depth: tuple[int, ...]
     runs: tuple[int, ...]
+    times: tuple[float, ...]
     ttft: float
     tpot: float
     prefill_seconds: float
@@ -79,7 +84,10 @@ class Stats:
             drafted=counts.drafted,
             accepted=counts.accepted,
             acceptance_by_depth=tuple(a / d for a, d in zip(counts.accepted_by_depth, counts.drafted_by_depth, strict=True)),
+            offered_by_depth=tuple(counts.drafted_by_depth),
+            accepted_by_depth=tuple(counts.accepted_by_depth),
             runs=tuple(counts.token_counts),
+            times=tuple(times),
             ttft=times[0] if times else 0.0,
             tpot=median(gaps) if gaps else 0.0,
             prefill_seconds=times[0] if times else 0.0,

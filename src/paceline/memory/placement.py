@@ -32,13 +32,12 @@ def grow(memory: SlotMemory, sequence: SequenceMemory, end: int, wish: int) -> N
         )
     if _in_one_run(memory, sequence, end, wish):
         return
-    if memory.cache is not None:
-        allowed = 2 * (wish - sequence.shared)
-        while allowed > 0 and memory.book.evictable:
-            allowed -= memory.cache.evict(1)
-            if _in_one_run(memory, sequence, end, wish):
-                return
-        memory.cache.evict(missing - memory.book.free)
+    allowed = 2 * (wish - sequence.shared)
+    while allowed > 0 and memory.evictable_slots:
+        allowed -= memory.evict(1)
+        if _in_one_run(memory, sequence, end, wish):
+            return
+    memory.evict(missing - memory.book.free)
     if memory.book.free < missing:
         memory.reclaim_headroom(missing - memory.book.free, sequence)
     if not _in_one_run(memory, sequence, end, wish):

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from paceline.core.batch import GUARD
 from paceline.core.errors import UsageError
 from paceline.memory.runs import Run, paired, size
 
-GUARD = 512  # slots behind the last one that a padded view may read
 ALIGNMENT = 64  # bytes; one cache line, and the widest vector load
 
 

@@ -139,6 +139,12 @@ class SlotMemory:
         sequence.close()
         self._book_use()
 
+    def evict(self, slots: int) -> int:
+        """Forget least recently used cached prefixes until that many slots became free or none is left; returns how many."""
+        freed = self.cache.evict(slots) if self.cache is not None else 0
+        self._book_use()
+        return freed
+
     def reset(self) -> None:
         """Release every sequence and forget the prefix cache."""
         for sequence in list(self.sequences):

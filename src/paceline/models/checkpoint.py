@@ -15,14 +15,13 @@ from paceline.models.config import DecoderConfig
 from paceline.models.decoder import Decoder
 from paceline.models.families import decoder_config, family_of, find_family, stop_ids
 from paceline.models.hub import locate as locate
-from paceline.models.names import IGNORED_ENDINGS, OUTER, Recipe, choose, recipes
+from paceline.models.names import Layout, Recipe, choose, recipes
 from paceline.models.tensor_files import TensorFiles, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-TIED_HEAD = f"{OUTER['head']}.weight"
 
 
 def load_decoder(
@@ -58,10 +57,10 @@ def load_decoder(
     if generation.exists():  # chat models name their end-of-turn ids only there
         config = replace(config, eos=stop_ids(config.eos, read_json(generation).get("eos_token_id")))
     decoder = empty_decoder(config)
-    shapes = tensor_shapes(decoder)
+    shapes, layout = tensor_shapes(decoder), family_of(hf_config).layout
     with TensorFiles(folder) as files:
-        plan = {name: choose(ways, files.file_of) for name, ways in recipes(family_of(hf_config).layout, shapes).items()}
-        check_plan(plan, {key: files.shape(key) for key in files.file_of}, config, str(folder), files.where)
+        plan = {name: choose(ways, files.file_of) for name, ways in recipes(layout, shapes).items()}
+        check_plan(plan, {key: files.shape(key) for key in files.file_of}, layout, str(folder), files.where)
         dtype = dtype or _stored_dtype(plan, files)
         tensors = {name: _assemble(recipe, shapes[name], files, dtype, torch.device(device)) for name, recipe in plan.items()}
     return fill(decoder, tensors), hf_config
@@ -104,14 +103,14 @@ def fill(decoder: Decoder, tensors: Mapping[str, Tensor]) -> Decoder:
 
 
 def check_plan(
-    plan: Mapping[str, Recipe], found: Mapping[str, tuple[int, ...]], config: DecoderConfig, source: str, where: Callable[[str], str]
+    plan: Mapping[str, Recipe], found: Mapping[str, tuple[int, ...]], layout: Layout, source: str, where: Callable[[str], str]
 ) -> None:
     """Compare what the recipes need with the shapes that are there, before anything is allocated.
 
     Args:
         plan: chosen recipe of every weight.
         found: shapes of the tensors that are there.
-        config: the decoder's.
+        layout: of the family.
         source: what holds the tensors, for messages.
         where: names one of its tensors, for messages.
 
@@ -126,8 +125,8 @@ def check_plan(
             raise CheckpointError(
                 f"{where(key)} has shape {list(found[key])} but config.json says {list(shape)}; the two are not of one model"
             )
-    spare = [key for key in found if key not in needed and not key.endswith(IGNORED_ENDINGS) and not (config.tied and key == TIED_HEAD)]
-    if spare:
+    tied = "head.weight" not in plan
+    if spare := [key for key in found if key not in needed and not layout.has_no_use_for(key, tied)]:
         raise CheckpointError(f"{source} holds {_listed(spare)}, which config.json has no place for; the two are not of one model")
 
 

@@ -56,6 +56,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(spec, config) for spec in config.layers)
         self.norm = RMSNorm(config.width, config.norm_eps, config.norm_offset)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
+        self._ropes = list({spec.mixer.rope: None for spec in config.layers if spec.mixer.rope is not None})
+        self._rope_of = [None if spec.mixer.rope is None else self._ropes.index(spec.mixer.rope) for spec in config.layers]
         self._rotary: dict[RopeSpec, RotaryTable] = {}
         self._tied_head: Linear | None = None
 
@@ -83,12 +85,9 @@ class Decoder(nn.Module):
         if self.head is not None:
             return self.head
         if self._tied_head is None:
-            head = Linear.__new__(Linear)
-            nn.Module.__init__(head)
-            head.weight, head.bias, head.packed_bytes = self.embed.weight, None, 0
-            head.shape = (self.config.vocabulary, self.config.width)
-            self.__dict__["_tied_head"] = head  # not a submodule: its weight is already in the state dict
-        return self._tied_head  # type: ignore[return-value]
+            # not a submodule: its weight is already in the state dict
+            self.__dict__["_tied_head"] = Linear.over(self.embed.weight)
+        return self.__dict__["_tied_head"]  # type: ignore[no-any-return]
 
     def weight_bytes(self) -> int:
         """Bytes of all weights as they are held, packed copies included."""
@@ -108,8 +107,9 @@ class Decoder(nn.Module):
         positions = torch.tensor(list(batch.positions), device=self.device)
         if exact is not None and len(positions) < exact.min_rows:
             positions = torch.nn.functional.pad(positions, (0, exact.min_rows - len(positions)))
-        rotations = {rope: Rotation.of(*self._table(rope).lookup(positions), self.dtype) for rope in self._ropes()}
-        return Step(plan, keys, values, rotations, batch.taps)
+        highest = max(batch.positions)
+        rotations = [Rotation.of(*self._table(rope).lookup(positions, highest), self.dtype) for rope in self._ropes]
+        return Step(plan, keys, values, [None if which is None else rotations[which] for which in self._rope_of], batch.taps)
 
     def inputs(self, batch: ForwardBatch, exact: Exactness | None = None) -> Float[Tensor, "rows width"]:
         """Input vectors of the rows, padded to the bit-exact minimum if there is one."""
@@ -167,9 +167,6 @@ class Decoder(nn.Module):
             return ForwardResult(hidden.new_empty(0, self.config.vocabulary), step.taps)
         logits = self.logits(chosen)
         return ForwardResult(logits if len(logits) == wanted else logits[:wanted], step.taps)
-
-    def _ropes(self) -> set[RopeSpec]:
-        return {spec.mixer.rope for spec in self.config.layers if spec.mixer.rope is not None}
 
     def _table(self, rope: RopeSpec) -> RotaryTable:
         if rope not in self._rotary:

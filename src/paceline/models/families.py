@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from paceline.core.errors import CheckpointError, UsageError
 from paceline.models.config import Activation, AttentionSpec, DecoderConfig, FeedForwardSpec, LayerSpec, RopeKind, RopeSpec
-from paceline.models.names import GEMMA, LLAMA, MIXTRAL, PHI3, QWEN_MOE, Layout
+from paceline.models.names import GEMMA, GEMMA_WITH_IMAGES, LLAMA, MIXTRAL, PHI3, QWEN_MOE, Layout
 from paceline.models.rope import RULES
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Family:
         scale: key of the head size that attention scores are scaled by; `None` is the head's own.
         softcap, logit_softcap: keys of the caps on scores and logits.
         experts: for mixtures.
+        nested: key of the language model's config inside a larger one.
     """
 
     architecture: str
@@ -73,8 +74,24 @@ class Family:
     softcap: str | None = None
     logit_softcap: str | None = None
     experts: Experts | None = None
+    nested: str | None = None
 
 
+GEMMA3 = Family(  # its attention has no cap, whatever the config says: qk norms took that place
+    "Gemma3ForCausalLM",
+    "gemma3_text",
+    GEMMA,
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    qk_norm=True,
+    window="by type",
+    post_norms=True,
+    norm_offset=1.0,
+    scaled_embedding=True,
+    activation="hidden_activation",
+    scale="query_pre_attn_scalar",
+    logit_softcap="final_logit_softcapping",
+)
 FAMILIES: tuple[Family, ...] = (
     Family("LlamaForCausalLM", "llama", qkv_bias="attention_bias", out_bias="attention_bias"),
     Family("MistralForCausalLM", "mistral", window="all"),
@@ -96,20 +113,9 @@ FAMILIES: tuple[Family, ...] = (
         softcap="attn_logit_softcapping",
         logit_softcap="final_logit_softcapping",
     ),
-    Family(  # its attention has no cap, whatever the config says: qk norms took that place
-        "Gemma3ForCausalLM",
-        "gemma3_text",
-        GEMMA,
-        qkv_bias="attention_bias",
-        out_bias="attention_bias",
-        qk_norm=True,
-        window="by type",
-        post_norms=True,
-        norm_offset=1.0,
-        scaled_embedding=True,
-        activation="hidden_activation",
-        scale="query_pre_attn_scalar",
-        logit_softcap="final_logit_softcapping",
+    GEMMA3,
+    replace(  # text alone: its image tower is left out
+        GEMMA3, architecture="Gemma3ForConditionalGeneration", model_type="gemma3", layout=GEMMA_WITH_IMAGES, nested="text_config"
     ),
     Family("MixtralForCausalLM", "mixtral", MIXTRAL, window="all", experts=Experts("num_local_experts", "intermediate_size")),
     Family(
@@ -160,8 +166,10 @@ def decoder_config(config: PreTrainedConfig, architecture: str | None = None, co
     family = family_of(config, architecture)
     if context is not None and context < 1:
         raise UsageError(f"context={context} must be at least 1 token")
+    tied = bool(config.tie_word_embeddings)
+    whole, config = config, config if family.nested is None else getattr(config, family.nested)
     for key, meaning in UNSUPPORTED.items():
-        if getattr(config, key, None):
+        if getattr(whole, key, None) or getattr(config, key, None):
             raise CheckpointError(f"config.json: {family.architecture} with {key!r} set ({meaning}) is not supported")
     return DecoderConfig(
         family=family.architecture,
@@ -172,7 +180,7 @@ def decoder_config(config: PreTrainedConfig, architecture: str | None = None, co
         norm_offset=family.norm_offset,
         embed_scale=config.hidden_size**0.5 if family.scaled_embedding else 1.0,
         logit_softcap=_value(config, family.logit_softcap),
-        tied=bool(config.tie_word_embeddings),
+        tied=tied,
         max_positions=context or config.max_position_embeddings,
         bos=config.bos_token_id,
         eos=stop_ids(config.eos_token_id),

@@ -42,11 +42,11 @@ def share_decoder(model: PreTrainedModel, context: int | None = None) -> Decoder
     device, dtype = kinds.pop()
     if device.type == "meta" or dtype not in DTYPES:
         raise CheckpointError(f"the weights of this {architecture} are {dtype} on {device}; load it unquantised and not offloaded")
-    decoder = empty_decoder(config)
+    decoder, layout = empty_decoder(config), find_family(architecture).layout
     shapes = tensor_shapes(decoder)
-    shareable = {name: tuple(filter(_is_view, ways)) for name, ways in recipes(find_family(architecture).layout, shapes).items()}
+    shareable = {name: tuple(filter(_is_view, ways)) for name, ways in recipes(layout, shapes).items()}
     plan = {name: choose(ways, held) for name, ways in shareable.items()}
-    check_plan(plan, {key: tuple(tensor.shape) for key, tensor in held.items()}, config, f"this {architecture}", repr)
+    check_plan(plan, {key: tuple(tensor.shape) for key, tensor in held.items()}, layout, f"this {architecture}", repr)
     return fill(decoder, {name: _view(recipe, held) for name, recipe in plan.items()})
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from paceline.attention.attend import attend, log_sum_exp
 from paceline.attention.plan import AttentionPlan
 from paceline.core.batch import TapRequest, Taps
-from paceline.models.config import Activation, AttentionSpec, FeedForwardSpec, RopeSpec
+from paceline.models.config import Activation, AttentionSpec, FeedForwardSpec
 from paceline.models.linear import Linear, fuse
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -47,12 +47,12 @@ class Rotation:
 
 @dataclass(slots=True)
 class Step:
-    """What one range of layers needs besides hidden states: where rows read and write, how they rotate, what is tapped."""
+    """What one range of layers needs besides hidden states: where rows read and write, how each layer rotates, what is tapped."""
 
     plan: AttentionPlan
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
-    rotations: dict[RopeSpec, Rotation]
+    rotations: Sequence[Rotation | None]
     wanted: TapRequest
     taps: Taps = field(default_factory=Taps)
 
@@ -127,8 +127,9 @@ class Attention(nn.Module):
         spec, plan = self.spec, step.plan
         both, value = self.project(x)
         plain = both
-        if spec.rope is not None:
-            both = step.rotations[spec.rope](both)
+        rotation = step.rotations[layer]
+        if rotation is not None:
+            both = rotation(both)
         query, key = both[:, : spec.heads], both[:, spec.heads :]
         keys, values = step.keys[layer], step.values[layer]
         real = len(plan.positions)  # the rest is padding of the bit-exact mode

@@ -39,6 +39,16 @@ class Linear(nn.Module):
         self.shape = (outputs, inputs)
         self.packed_bytes = 0
 
+    @classmethod
+    def over(cls, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """A layer on existing tensors."""
+        with torch.device("meta"):
+            layer = cls(weight.shape[1], weight.shape[0], bias is not None)
+        layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias, requires_grad=False)
+        return layer
+
     def kernel(self, x: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         """The product; shadowed by a packed kernel after `pack`."""
         return F.linear(x, self.weight, self.bias)
@@ -89,15 +99,9 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 def fuse(parts: list[Linear]) -> Linear:
     """One linear layer whose outputs are those of `parts`, one after the other; their weights are released."""
-    first = parts[0]
-    fused = Linear.__new__(Linear)
-    nn.Module.__init__(fused)
-    fused.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
-    biased = any(part.bias is not None for part in parts)
+    weight = torch.cat([part.weight.detach() for part in parts])
     biases = [part.weight.new_zeros(part.shape[0]) if part.bias is None else part.bias.detach() for part in parts]
-    fused.register_parameter("bias", nn.Parameter(torch.cat(biases), requires_grad=False) if biased else None)
-    fused.shape = (sum(part.shape[0] for part in parts), first.shape[1])
-    fused.packed_bytes = 0
+    biased = any(part.bias is not None for part in parts)
     for part in parts:
-        part.weight = nn.Parameter(first.weight.new_empty(0), requires_grad=False)
-    return fused
+        part.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+    return Linear.over(weight, torch.cat(biases) if biased else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Shape = tuple[int, ...]
 
@@ -51,17 +51,25 @@ class Layout:
         modules: decoder module -> checkpoint module, inside a layer.
         fused: checkpoint module -> decoder modules whose rows it stacks, in order.
         experts: for mixtures.
+        roots: module that holds embeddings, layers and final norm, under each name it has been given.
+        heads: the same for the head.
+        others: beginnings of names that belong to other parts of a larger model.
     """
 
     modules: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     experts: ExpertNames | None = None
+    roots: tuple[str, ...] = ("model",)
+    heads: tuple[str, ...] = ("lm_head",)
+    others: tuple[str, ...] = ()
+
+    def has_no_use_for(self, key: str, tied: bool) -> bool:
+        """Whether a tensor may lie unused in a checkpoint: a second copy of a tied head, a buffer, a part of a larger model."""
+        return key.endswith(BUFFERS) or key.startswith(self.others) or (tied and key in {f"{head}.weight" for head in self.heads})
 
 
-OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-LAYERS = "model.layers"
-# Buffers that old checkpoints carry and that are computed here.
-IGNORED_ENDINGS = (".rotary_emb.inv_freq", ".self_attn.rotary_emb.cos_cached", ".self_attn.rotary_emb.sin_cached")
+OUTER = {"embed": "embed_tokens", "norm": "norm"}
+BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")  # in old checkpoints; computed here
 
 _ATTENTION = {
     "mixer_norm": "input_layernorm",
@@ -88,6 +96,12 @@ GEMMA = Layout(
         "feed_forward_post_norm": "post_feedforward_layernorm",
     }
 )
+GEMMA_WITH_IMAGES = replace(  # the language model inside Gemma 3 with vision; as released, and as transformers holds it
+    GEMMA,
+    roots=("language_model.model", "model.language_model"),
+    heads=("language_model.lm_head", "lm_head"),
+    others=tuple(f"{outer}{part}." for outer in ("", "model.") for part in ("vision_tower", "multi_modal_projector")),
+)
 PHI3 = Layout(
     _ATTENTION | _FEED_FORWARD,
     fused={
@@ -106,7 +120,10 @@ def recipes(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, tuple[Reci
         layout: of the family.
         shapes: name and shape of the decoder's tensors.
     """
-    return {name: tuple(_recipes(layout, shapes, name)) for name in shapes}
+    found = {name: tuple(recipe for root in layout.roots for recipe in _recipes(layout, shapes, name, root)) for name in shapes}
+    table = "head.weight" if "head.weight" in shapes else "embed.weight"  # a tied table may be stored under the head's name alone
+    heads = tuple((Piece(f"{head}.weight", shapes[table]),) for head in layout.heads)
+    return found | {table: (*found[table], *heads)}
 
 
 def choose(alternatives: tuple[Recipe, ...], present: Collection[str]) -> Recipe:
@@ -114,16 +131,15 @@ def choose(alternatives: tuple[Recipe, ...], present: Collection[str]) -> Recipe
     return max(alternatives, key=lambda recipe: sum(piece.key in present for piece in recipe) / len(recipe))
 
 
-def _recipes(layout: Layout, shapes: Mapping[str, Shape], name: str) -> Iterator[Recipe]:
+def _recipes(layout: Layout, shapes: Mapping[str, Shape], name: str, root: str) -> Iterator[Recipe]:
     shape = shapes[name]
     module, _, leaf = name.rpartition(".")
     if module in OUTER:
-        yield (Piece(f"{OUTER[module]}.{leaf}", shape),)
-        if module == "embed" and "head.weight" not in shapes:  # tied: some checkpoints keep the one table under the head's name
-            yield (Piece(f"{OUTER['head']}.{leaf}", shape),)
+        yield (Piece(f"{root}.{OUTER[module]}.{leaf}", shape),)
+    if not module.startswith("layers."):
         return
     _, index, inner = module.split(".", 2)
-    prefix = f"{LAYERS}.{index}"
+    prefix = f"{root}.layers.{index}"
     if layout.experts is not None and (inner == "feed_forward" or inner == "feed_forward.router"):
         for block in layout.experts.blocks:
             yield from _expert_recipes(layout.experts, f"{prefix}.{block}", leaf, shape)

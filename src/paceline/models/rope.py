@@ -64,9 +64,10 @@ class RotaryTable:
         if positions <= len(self.cos):
             return
         size = max(64, 1 << (positions - 1).bit_length())
-        frequencies, factor = inverse_frequencies(self.spec, self.length, self.dtype)
-        angles = torch.arange(size, dtype=self.dtype)[:, None] * frequencies
-        self.cos, self.sin = (angles.cos() * factor).to(self.device), (angles.sin() * factor).to(self.device)
+        with torch.inference_mode(False):  # a table first grown by inference must serve training too
+            frequencies, factor = inverse_frequencies(self.spec, self.length, self.dtype)
+            angles = torch.arange(size, dtype=self.dtype)[:, None] * frequencies
+            self.cos, self.sin = (angles.cos() * factor).to(self.device), (angles.sin() * factor).to(self.device)
 
     def lookup(
         self, positions: Int[Tensor, " rows"], highest: int | None = None

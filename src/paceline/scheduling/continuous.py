@@ -10,6 +10,8 @@ from paceline.core.request import Sequence
 from paceline.memory.sequence import SequenceMemory
 from paceline.memory.slots import OutOfSlots, SlotMemory
 
+LANE = 256  # slots; sequences of similar length get equal room
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
@@ -144,7 +146,7 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.config.max_sequences:
             sequence = self.waiting[0]
-            predicted = len(sequence.tokens) + int(self._expected_share * sequence.remaining) + 1
+            predicted = self._predicted(sequence)
             if self.running and not self.memory.can_admit(predicted):
                 break
             leader = self._leader(sequence)
@@ -154,6 +156,17 @@ class Scheduler:
                 continue
             self.waiting.pop(0)
             self.running.append(Active(sequence, self._memory_for(sequence, leader)))
+
+    def _predicted(self, sequence: Sequence) -> int:
+        """Slots a sequence will need at its end."""
+        return len(sequence.tokens) + int(self._expected_share * sequence.remaining) + 1
+
+    def _room(self, sequence: Sequence) -> int:
+        """Slots to ask for: where memory is plentiful, as many for everybody, so that sequences lie evenly spaced in the pools and
+        attention can read all of them through one view."""
+        everybody = [*(active.sequence for active in self.running), *self.waiting[: self.config.max_sequences], sequence]
+        lane = -(-max(map(self._predicted, everybody)) // LANE) * LANE
+        return lane if self.memory.can_admit(len(everybody) * lane) else self._predicted(sequence)
 
     def _admit_next_stranger(self, leader: Active) -> bool:
         """Let somebody else go first while samples of one prompt wait for the first of them to read it."""
@@ -171,7 +184,7 @@ class Scheduler:
 
     def _memory_for(self, sequence: Sequence, leader: Active | None) -> SequenceMemory:
         if leader is None or sequence.output:
-            memory = self.memory.admit(sequence.tokens, reserve=int(self._expected_share * sequence.remaining))
+            memory = self.memory.admit(sequence.tokens, reserve=self._room(sequence) - len(sequence.tokens))
         else:
             memory = leader.memory.fork()
             memory.truncate(sequence.prompt_length - 1)

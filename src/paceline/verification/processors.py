@@ -100,7 +100,7 @@ class Processor:
         if options.frequency_penalty != 0.0:
             scores = scores - options.frequency_penalty * counts
         if options.presence_penalty != 0.0:
-            scores = scores - options.presence_penalty * (counts > 0)
+            scores = scores - options.presence_penalty * (counts > 0).to(logits.dtype)
         logits.index_copy_(1, ids, scores)
 
     def _ban(self, logits: Float[Tensor, "nodes vocabulary"], paths: Many[Path]) -> None:

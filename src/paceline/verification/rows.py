@@ -19,9 +19,14 @@ from paceline.verification.processors import Processor
 
 Processors = WeakKeyDictionary[Sequence, Processor]
 
-# On a CPU, work over the vocabulary costs more than calls do, so only rows on the accepted path are transformed, unless the whole step is
-# smaller than this many logits (16 rows of the pocket models). On other devices one batch with one wait is cheaper.
-EAGER_LOGITS = 1 << 16
+
+def judges_all_nodes(device: torch.device) -> bool:
+    """Whether to transform every row of a step at once, with one wait, or level by level only rows on the accepted path.
+
+    On a CPU there is nothing to wait for and work over the vocabulary is what costs: measured, levels win up to three accepted nodes
+    without filters and further with them.
+    """
+    return device.type != "cpu"
 
 
 class TreeRows:
@@ -41,7 +46,7 @@ class TreeRows:
         for index, tree in enumerate(trees):
             self.starts.append(len(self.owner))
             self.owner.extend([index] * len(tree))
-        self.eager = logits.device.type != "cpu" or logits.numel() <= EAGER_LOGITS
+        self.eager = judges_all_nodes(logits.device)
         self._processor = [self._remembered(sequence, processors) for sequence in sequences]
         self._law = [law_of(sequence.request.sampling) for sequence in sequences]
 

@@ -83,14 +83,16 @@ class Verifier:
 
     def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
         rows = TreeRows(sequences, trees, logits, self._processors)
-        rejecting = [index for index in range(len(trees)) if self._rejects(sequences[index].request.sampling, trees[index])]
-        matching = [index for index in range(len(trees)) if index not in rejecting]
-        paths = dict(zip(matching, matched(rows, matching), strict=True)) if matching else {}
-        if rejecting:
-            paths.update(zip(rejecting, Rejection(rows, rejecting).paths(), strict=True))
-        logprobs = self._logprobs(
-            rows, {index: path for index, path in paths.items() if sequences[index].request.sampling.logprobs is not None}
-        )
+        kinds: dict[bool, list[int]] = {False: [], True: []}
+        for index, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
+            kinds[self._rejects(sequence.request.sampling, tree)].append(index)
+        paths: dict[int, Path] = {}
+        if kinds[False]:
+            paths.update(zip(kinds[False], matched(rows, kinds[False]), strict=True))
+        if kinds[True]:
+            paths.update(zip(kinds[True], Rejection(rows, kinds[True]).paths(), strict=True))
+        scored = {index: path for index, path in paths.items() if sequences[index].request.sampling.logprobs is not None}
+        logprobs = self._logprobs(rows, scored)
         return [Verdict(*paths[index], logprobs.get(index, ())) for index in range(len(trees))]
 
     def _rejects(self, sampling: Sampling, tree: TokenTree) -> bool:

@@ -1,10 +1,11 @@
-"""A progress bar for training: share of the schedule, cross-entropy and speed."""
+"""A progress bar for training, on standard error: share of the schedule, cross-entropy and time left."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Report = Callable[[float, dict[str, float]], None]
@@ -21,7 +22,7 @@ def training_display(name: str, enabled: bool = True) -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not enabled) as bars:
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
         task = bars.add_task(f"training {name}", total=1.0, loss="")
 
         def report(share: float, metrics: dict[str, float]) -> None:

@@ -92,7 +92,7 @@ class Control:
     Args:
         name: of the fault.
         fault: what was broken.
-        check: the check that should fail.
+        check: the check that failed, or should have.
         caught: whether it did.
         detail: the evidence.
     """
@@ -120,7 +120,7 @@ class Certificate:
     """
 
     model: str
-    weights_sha256: str
+    weights_sha256: str | None
     draft: str | None
     draft_sha256: str | None
     method: str
@@ -174,9 +174,7 @@ class Certificate:
             raise AuditFailure(f"method {self.method!r} on {self.model}: check {first.name!r} failed: {evidence}")
         if self.missed:
             control = self.missed[0]
-            raise AuditFailure(
-                f"the audit did not notice the fault {control.name!r} ({control.detail}); use more prompts or tokens, its verdict means nothing"
-            )
+            raise AuditFailure(f"the audit did not notice the fault {control.name!r} ({control.detail}); use more prompts or tokens")
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -99,7 +99,9 @@ def check_identity(
         "violations": violations,
         "identical_outputs": compared - len(differences),
     }
-    detail = f"{compared - len(differences)} of {compared} outputs identical, {tokens} tokens, {numbers['tokens_per_forward']:.2f} per forward"
+    detail = (
+        f"{compared - len(differences)} of {compared} outputs identical, {tokens} tokens, {numbers['tokens_per_forward']:.2f} per forward"
+    )
     return Check(name, rig.target.name, verdict(ties, violations, promised), compared, detail, tuple(differences), numbers)
 
 

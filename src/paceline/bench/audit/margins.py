@@ -77,15 +77,21 @@ class PlainPath:
 
     def logits(self, ids: list[int]) -> Float[Tensor, " vocabulary"]:
         """Raw logits behind a prefix, in float64 on the host."""
+        return self.all_logits(ids, last_only=True)[0]
+
+    def all_logits(self, ids: list[int], last_only: bool = False) -> Float[Tensor, "rows vocabulary"]:
+        """Raw logits behind every prefix (or the whole alone), in float64 on the host."""
         runner = make_runner(self.decoder, slots=len(ids) + 1, ledger=Ledger(), exact=self.exact, prefix_cache=False)
         memory = runner.memory.admit(ids)
+        parts = []
         for start in range(0, len(ids), CHUNK):
             rows = min(CHUNK, len(ids) - start)
             memory.reserve(rows)
-            batch = ForwardBatch(ids[start : start + rows], range(start, start + rows), [Segment(memory, rows)], [rows - 1])
-            result = runner.forward(batch)
+            wanted = [rows - 1] if last_only else None
+            batch = ForwardBatch(ids[start : start + rows], range(start, start + rows), [Segment(memory, rows)], wanted)
+            parts.append(runner.forward(batch).logits.to("cpu", torch.float64))
             memory.commit(range(rows))
-        return result.logits[0].to("cpu", torch.float64)
+        return parts[-1] if last_only else torch.cat(parts)
 
     def margin(self, prompt: list[int], output: list[int], sampling: Sampling, plain: int, other: int) -> Margin:
         """How close the two choices are after `output`: read anew, the prefix may favour either."""

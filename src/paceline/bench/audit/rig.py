@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.core.errors import UsageError
 from paceline.core.sampling import Sampling
 from paceline.drafting.base import Drafter
 from paceline.engine.llm import LLM
@@ -57,6 +58,16 @@ class Rig:
         config = EngineConfig(SchedulerConfig(max_sequences=len(prompts)))
         engine = Engine(runner(base.decoder, base.memory, base.exact), drafter, self.target.tokenizer, config)
         return LLM(engine, self.target.tokenizer, ledger, self.target.name, "hand-made")
+
+    def draft_runner(self, prompts: Prompts, max_tokens: int) -> Runner:
+        """The draft model with a memory of its own.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        if self.draft is None:
+            raise UsageError("this audit needs a draft model; name one with draft=... (--draft)")
+        return make_runner(self.draft.runner.decoder, slots=slots_for(prompts, max_tokens), ledger=Ledger(), prefix_cache=False)
 
 
 def slots_for(prompts: Prompts, max_tokens: int) -> int:

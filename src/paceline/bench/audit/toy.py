@@ -57,8 +57,8 @@ def toy_decoder(
 def _weight(name: str, shape: tuple[int, ...], sharpness: float, generator: torch.Generator) -> Tensor:
     if len(shape) == 1:
         return torch.ones(shape)  # norms
-    numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
+    numbers: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
     if name == "embed.weight":
         return numbers
     gain = sharpness if name == "head.weight" else GAIN
-    return numbers * gain / shape[1] ** 0.5
+    return numbers.mul_(gain / float(shape[1]) ** 0.5)

@@ -1,0 +1,207 @@
+"""`run_bench`: methods x workloads x batch sizes on one model, as a record that grows on disk and can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paceline.bench.machine import describe_machine
+from paceline.bench.peers_base import Peer
+from paceline.bench.report import Record, read_record
+from paceline.bench.runner import PLAIN, Cell, Contender, MethodContender, PeerContender, run_cell
+from paceline.bench.workloads import Workload, find_workloads
+from paceline.core import registry
+from paceline.core.errors import UsageError
+from paceline.engine.llm import LLM
+from paceline.engine.load import load
+
+NAME = "decode"
+SPARE = 128  # KV slots per sequence beyond prompt and output, for drafts
+Progress = Callable[[str, int, int], None]
+NOTES = (
+    "tokens_per_second counts decoding only: tokens after every sequence of a batch had its first one.",
+    "speedup is the median over repeats of the ratio to plain decoding (method none) in the same round; contenders take turns.",
+    "End-of-sequence ids do not end an output, so that all contenders do the same work.",
+    "Sampled workloads use coupled randomness, so that outputs can be compared with plain decoding token for token.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """What is measured and how often.
+
+    Args:
+        methods: method strings; plain decoding is always measured too, as the base of every ratio.
+        workloads: names; `None` is all.
+        batches: sequences decoded together.
+        prompts: per workload; rounded up to a multiple of the largest batch.
+        max_tokens: per prompt, exact.
+        repeats: timed rounds.
+        seed: of random prompts and of sampling.
+    """
+
+    methods: tuple[str, ...] = ("auto",)
+    workloads: tuple[str, ...] | None = None
+    batches: tuple[int, ...] = (1, 8)
+    prompts: int = 8
+    max_tokens: int = 128
+    repeats: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "max_tokens", "repeats"):
+            if getattr(self, name) < (2 if name == "max_tokens" else 1):
+                raise UsageError(f"bench option {name}={getattr(self, name)} is too small to measure anything")
+        if not self.batches or min(self.batches) < 1:
+            raise UsageError(f"bench option batches={self.batches} must name at least one positive batch size")
+        for method in self.methods:
+            registry.parse(method)
+        find_workloads(self.workloads)
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Methods with plain decoding in front, each once."""
+        return tuple(dict.fromkeys((PLAIN, *self.methods)))
+
+
+def run_bench(
+    model: Any,
+    settings: BenchSettings,
+    *,
+    draft: Any = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    peers: Sequence[Peer] = (),
+    out: Path | None = None,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+) -> Record:
+    """Measure, cell by cell. All contenders of a cell (workload and batch size) are measured together.
+
+    Args:
+        model, draft, dtype, device: as for `paceline.load`; all methods share the weights.
+        settings: what is measured.
+        peers: other engines on the same checkpoint folder; they join greedy workloads at batch 1.
+        out: file that the record is written to after every cell.
+        resume: keep the cells that `out` already holds.
+        on_progress: called with what is being measured, samples done and samples in all.
+
+    Raises:
+        UsageError: for options that do not fit together, or a file to resume from that was made with others.
+    """
+    target = load(model, PLAIN, dtype=dtype, device=device, kv_tokens=2, prefix_cache=False)
+    helper = None if draft is None else load(draft, PLAIN, dtype=dtype, device=device, kv_tokens=2, prefix_cache=False)
+    workloads = find_workloads(settings.workloads)
+    joined = _load_peers(peers, model, target)
+    described = _describe(settings, target, helper, [peer.name for peer in joined])
+    rows = _kept_rows(out, described) if resume and out is not None else []
+    plan = [(workload, batch) for workload in workloads for batch in settings.batches]
+    contenders = {(w.name, b): _names(settings, w, b, joined) for w, b in plan}
+    total = sum(len(names) for names in contenders.values()) * (settings.repeats + 1)
+    done = 0
+
+    def step(label: str) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(label, done, total)
+
+    record = Record(NAME, rows, described, {"seed": settings.seed}, describe_machine(str(target.runner.decoder.device)), notes=NOTES)
+    for workload, batch in plan:
+        names = contenders[workload.name, batch]
+        present = {row["method"] for row in rows if row["workload"] == workload.name and row["batch"] == batch}
+        if present >= set(names):
+            for _ in range(len(names) * (settings.repeats + 1)):
+                step(f"{workload.name}, batch {batch}: kept")
+            continue
+        cell = _cell(settings, workload, batch, target)
+        engines: list[Contender] = [_method(target, helper, method, cell) for method in settings.contenders]
+        engines += [PeerContender(peer) for peer in joined if peer.name in names]
+        rows[:] = [row for row in rows if (row["workload"], row["batch"]) != (workload.name, batch)]
+        rows += run_cell(cell, engines, lambda name, w=workload, b=batch: step(f"{w.name}, batch {b}: {name}"))  # type: ignore[misc]
+        if out is not None:
+            record.write(out)
+    for peer in joined:
+        peer.close()
+    return record
+
+
+def _cell(settings: BenchSettings, workload: Workload, batch: int, target: LLM) -> Cell:
+    """Prompts of a workload; as many as fill whole batches."""
+    whole = max(settings.batches)
+    count = -(-settings.prompts // whole) * whole
+    context = target.engine.context - settings.max_tokens - 1
+    prompts = workload.prompts(count, target.tokenizer, target.vocabulary, context, settings.seed)
+    return Cell(workload.name, prompts, workload.sampling, settings.max_tokens, batch, settings.repeats)
+
+
+def _method(target: LLM, helper: LLM | None, method: str, cell: Cell) -> MethodContender:
+    """An engine around the shared weights, with memory for one batch."""
+    slots = cell.batch * (max(map(len, cell.prompts)) + cell.max_tokens + SPARE)
+    draft = {} if helper is None else {"draft": helper}
+    device = target.runner.decoder.device
+    llm = load(target, method, device=device, coupled=True, kv_tokens=slots, max_sequences=cell.batch, prefix_cache=False, **draft)
+    return MethodContender(method, llm)
+
+
+def _names(settings: BenchSettings, workload: Workload, batch: int, peers: Sequence[Peer]) -> list[str]:
+    """Contenders of a cell."""
+    return [*settings.contenders, *(peer.name for peer in peers if batch == 1 and workload.sampling.greedy)]
+
+
+def _load_peers(peers: Sequence[Peer], model: Any, target: LLM) -> list[Peer]:
+    """The peers that can run here, loaded from the model's folder."""
+    import torch
+
+    from paceline.models.hub import locate
+    from paceline.zoo.registry import resolve
+
+    if not peers:
+        return []
+    if not isinstance(model, (str, Path)):
+        raise UsageError("peers read a checkpoint folder; give the model as a folder or a name, or leave the peers out")
+    folder = locate(resolve(str(model)) or model)
+    dtype = str(target.runner.decoder.dtype).removeprefix("torch.")
+    loaded = []
+    for peer in peers:
+        if peer.available() is None:
+            peer.load(folder, dtype, torch.get_num_threads())
+            loaded.append(peer)
+    return loaded
+
+
+def _describe(settings: BenchSettings, target: LLM, helper: LLM | None, peers: Sequence[str]) -> dict[str, Any]:
+    decoder = target.runner.decoder
+    return {
+        "model": target.name,
+        "draft": None if helper is None else helper.name,
+        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "device": str(decoder.device),
+        "methods": list(settings.contenders),
+        "workloads": [workload.name for workload in find_workloads(settings.workloads)],
+        "batches": list(settings.batches),
+        "prompts": settings.prompts,
+        "max_tokens": settings.max_tokens,
+        "repeats": settings.repeats,
+        "peers": list(peers),
+    }
+
+
+def _kept_rows(out: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an unfinished record.
+
+    Raises:
+        UsageError: if it was made with other settings; what may differ is which methods, workloads, batches and peers were asked for.
+    """
+    if not out.exists():
+        return []
+    record = read_record(out)
+    for name in ("model", "draft", "dtype", "device", "prompts", "max_tokens", "repeats"):
+        if record["settings"].get(name) != described[name]:
+            raise UsageError(
+                f"{out} was measured with {name}={record['settings'].get(name)!r}, not {described[name]!r}; use another file, or no --resume"
+            )
+    rows: list[dict[str, Any]] = record["rows"]
+    return rows
