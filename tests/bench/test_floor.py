@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from paceline.bench import floor
 from paceline.bench.floor import (
     READERS,
     SMALLEST_BYTES,
@@ -18,6 +20,7 @@ from paceline.bench.floor import (
     peak_flops,
     read_bandwidth,
 )
+from paceline.bench.machine_clock import Timing
 from paceline.core.errors import UsageError
 
 LIMITS = Limits("cpu", 2, (Bandwidth(1_000_000, 100e9, "sum"), Bandwidth(1_000_000_000, 10e9, "dot")), {"float32": 1e9, "bfloat16": 4e9})
@@ -77,6 +80,20 @@ def test_limits_of_this_machine_make_a_record() -> None:
     assert forward_floor(1 << 19, 0, 1e6, limits, torch.float32) > 0
 
 
+def test_half_precision_is_never_slower_than_widening_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control for a floor that our own kernels could beat."""
+    seconds = {torch.float32: 1.0, torch.bfloat16: 3.0}
+
+    def timed(call: Callable[[], torch.Tensor], *args: object, **options: object) -> Timing:
+        return Timing((seconds[call().dtype],))
+
+    monkeypatch.setattr(floor, "time_calls", timed)
+    shapes = ((2, 4),)
+    assert peak_flops(torch.bfloat16, shapes=shapes) == peak_flops(torch.float32, shapes=shapes) == 2 * 2 * 4 * 4
+    seconds[torch.bfloat16] = 0.5
+    assert peak_flops(torch.bfloat16, shapes=shapes) == 2 * peak_flops(torch.float32, shapes=shapes)
+
+
 def test_peak_and_copy_are_plausible() -> None:
-    assert 1e6 < peak_flops(torch.float32, sides=(128,), repeats=3) < 1e16
+    assert 1e6 < peak_flops(torch.float32, shapes=((64, 128),), repeats=3) < 1e16
     assert 1e6 < copy_bandwidth(1 << 20, repeats=3) < 1e13

@@ -11,7 +11,7 @@ from paceline.core.sampling import Sampling
 from paceline.core.tree import TokenTree
 from paceline.verification import rows
 from paceline.verification.verifier import Verifier
-from paceline.verification.walk import child, follow
+from paceline.verification.walk import follow
 
 TREE = TokenTree.from_paths(9, [[1, 2, 3], [1, 0, 2], [0, 0], [2]])  # nodes: 9 1 2 3 0 2 0 0 2
 
@@ -27,7 +27,7 @@ def test_child_finds_only_children() -> None:
         below = TREE.children()[node]
         for token in range(4):
             expected = next((each for each in below if TREE.token[each] == token), None)
-            assert child(TREE, node, token) == expected
+            assert TREE.child(node, token) == expected
 
 
 def test_the_walk_follows_decisions_and_adds_one() -> None:

@@ -82,6 +82,19 @@ def test_interrupted_run_leaves_a_checkpoint(micro: Recipe, documents: list[Ids]
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_killed_run_logs_every_step_once(micro: Recipe, documents: list[Ids], tmp_path: Path) -> None:
+    run = trainer(micro, documents, tmp_path)
+    run.run(max_steps=3)
+    checkpoint = (tmp_path / CHECKPOINT).read_bytes()
+    run.run(max_steps=2)
+    (tmp_path / CHECKPOINT).write_bytes(checkpoint)  # as if steps 4 and 5 had not been saved,
+    with (tmp_path / METRICS).open("a") as log:
+        log.write('{"step": 6, "tok')  # and the kill had come while logging the sixth
+    trainer(micro, documents, tmp_path).run()
+    records = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 9))
+
+
 def test_checkpoint_of_another_recipe_or_corpus_is_refused(micro: Recipe, documents: list[Ids], tmp_path: Path) -> None:
     trainer(micro, documents, tmp_path).run(max_steps=1)
     for other, text in ((replace(micro, muon_lr=1.0), documents), (micro, documents[:-1])):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from paceline.core.errors import UsageError
 MAIN_MEMORY_BYTES = 1 << 30  # several times the caches of most machines, virtual ones that report 260 MB included
 SMALLEST_BYTES = 1 << 18  # below this a call measures its own dispatch
 COLUMNS = 1024
+CPU_PRODUCTS, CUDA_PRODUCTS = ((256, 2048), (1024, 1024), (1536, 1536)), ((4096, 4096), (8192, 8192))
 
 
 def _matvec(numbers: Tensor) -> Callable[[], Tensor]:
@@ -54,7 +55,7 @@ class Limits:
         device: `"cpu"` or a CUDA device.
         threads: intra-operation threads of the measurement.
         bandwidths: read bandwidth at several working sets, ascending.
-        peak_flops: multiply-add operations (two each) per second by dtype name, of the best square matrix product tried.
+        peak_flops: multiply-add operations (two each) per second by dtype name, of the best matrix product tried.
     """
 
     device: str
@@ -126,19 +127,31 @@ def copy_bandwidth(working_set: int = MAIN_MEMORY_BYTES, *, device: str = "cpu",
     return 2 * source.nbytes / seconds
 
 
-def peak_flops(dtype: torch.dtype, *, device: str = "cpu", sides: Sequence[int] | None = None, repeats: int = 5) -> float:
-    """Operations per second of the best square matrix product tried (a multiply-add is two operations).
+def peak_flops(dtype: torch.dtype, *, device: str = "cpu", shapes: Sequence[tuple[int, int]] | None = None, repeats: int = 5) -> float:
+    """Operations per second of the best matrix product tried (a multiply-add is two operations).
+
+    On a CPU, half precision is tried in float32 too: numbers can be widened before they are multiplied, and without matrix instructions
+    torch's own half precision products can be the slower ones. A peak that our kernels could beat would be no floor.
 
     Args:
-        sides: matrix sides to try; by default such as fill the device and end within a second.
+        shapes: rows and sides to try: `(rows, side)` times `(side, side)`; by default such as fill the device and end within a second.
     """
-    sides = sides or ((4096, 8192) if device.startswith("cuda") else (1024, 1536))
-    best = 0.0
-    for side in sides:
-        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = time_calls(lambda left=left, right=right: torch.mm(left, right), repeats, device=device).median  # type: ignore[misc]
-        best = max(best, 2 * side**3 / seconds)
-    return best
+    cuda = device.startswith("cuda")
+    shapes = shapes or (CUDA_PRODUCTS if cuda else CPU_PRODUCTS)
+    rates = [
+        2 * rows * side**2 / time_calls(product, repeats, device=device).median
+        for kind in dict.fromkeys((dtype, dtype if cuda else torch.float32))
+        for rows, side in shapes
+        for product in _products(rows, side, kind, device)
+    ]
+    return max(rates)
+
+
+def _products(rows: int, side: int, dtype: torch.dtype, device: str) -> Iterator[Callable[[], Tensor]]:
+    """A product with a weight stored either way round."""
+    left, right = torch.randn(rows, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
+    yield lambda: torch.mm(left, right)
+    yield lambda: torch.nn.functional.linear(left, right)
 
 
 def measure_limits(

@@ -87,6 +87,11 @@ def _portable(argument: str) -> str:
     return option + equals + shlex.quote(Path(value).name if Path(value).is_absolute() else value)
 
 
+def public_name(model: str) -> str:
+    """A model's name for records that travel: the last folder of an absolute path, other names as they are."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to a temporary file beside `path` and rename it, so that a reader never sees half a record.
 

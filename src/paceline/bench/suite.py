@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paceline.bench.machine import describe_machine
 from paceline.bench.peers_base import Peer
-from paceline.bench.report import Record, read_record
+from paceline.bench.report import Record, public_name, read_record
 from paceline.bench.runner import PLAIN, Cell, Contender, MethodContender, PeerContender, run_cell
 from paceline.bench.workloads import Workload, find_workloads
 from paceline.core import registry
@@ -66,6 +66,28 @@ class BenchSettings:
         return tuple(dict.fromkeys((PLAIN, *self.methods)))
 
 
+def split_methods(text: str) -> tuple[str, ...]:
+    """Method strings out of a comma-separated list; `key=value` behind a comma belongs to the method before it."""
+    methods: list[str] = []
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        if "=" in piece.partition(":")[0] and methods:
+            methods[-1] += f",{piece}"
+        else:
+            methods.append(piece)
+    return tuple(methods)
+
+
+def standard_peers(model: str, draft: str | None) -> list[Peer]:
+    """The engines we compare with: transformers greedy, with prompt lookup and with the draft model as assistant, and llama.cpp."""
+    from paceline.bench.peers_llamacpp import LlamaCppPeer
+    from paceline.bench.peers_transformers import TransformersPeer
+
+    peers: list[Peer] = [TransformersPeer(), TransformersPeer("prompt-lookup")]
+    if draft:
+        peers.append(TransformersPeer("assistant", assistant=_folder(draft)))
+    return [*peers, LlamaCppPeer()]
+
+
 def run_bench(
     model: Any,
     settings: BenchSettings,
@@ -96,7 +118,11 @@ def run_bench(
     workloads = find_workloads(settings.workloads)
     joined = _load_peers(peers, model, target)
     described = _describe(settings, target, helper, [peer.name for peer in joined])
-    rows = _kept_rows(out, described) if resume and out is not None else []
+    rows: list[dict[str, Any]] = []
+    record = Record(NAME, rows, described, {"seed": settings.seed}, describe_machine(str(target.runner.decoder.device)), notes=NOTES)
+    path = None if out is None else record.default_path(out) if out.is_dir() else out
+    if resume and path is not None:
+        rows += _kept_rows(path, described)
     plan = [(workload, batch) for workload in workloads for batch in settings.batches]
     contenders = {(w.name, b): _names(settings, w, b, joined) for w, b in plan}
     total = sum(len(names) for names in contenders.values()) * (settings.repeats + 1)
@@ -108,7 +134,6 @@ def run_bench(
         if on_progress is not None:
             on_progress(label, done, total)
 
-    record = Record(NAME, rows, described, {"seed": settings.seed}, describe_machine(str(target.runner.decoder.device)), notes=NOTES)
     for workload, batch in plan:
         names = contenders[workload.name, batch]
         present = {row["method"] for row in rows if row["workload"] == workload.name and row["batch"] == batch}
@@ -121,8 +146,8 @@ def run_bench(
         engines += [PeerContender(peer) for peer in joined if peer.name in names]
         rows[:] = [row for row in rows if (row["workload"], row["batch"]) != (workload.name, batch)]
         rows += run_cell(cell, engines, lambda name, w=workload, b=batch: step(f"{w.name}, batch {b}: {name}"))  # type: ignore[misc]
-        if out is not None:
-            record.write(out)
+        if path is not None:
+            record.write(path)
     for peer in joined:
         peer.close()
     return record
@@ -134,15 +159,22 @@ def _cell(settings: BenchSettings, workload: Workload, batch: int, target: LLM) 
     count = -(-settings.prompts // whole) * whole
     context = target.engine.context - settings.max_tokens - 1
     prompts = workload.prompts(count, target.tokenizer, target.vocabulary, context, settings.seed)
-    return Cell(workload.name, prompts, workload.sampling, settings.max_tokens, batch, settings.repeats)
+    return Cell(workload.name, prompts, replace(workload.sampling, seed=settings.seed), settings.max_tokens, batch, settings.repeats)
 
 
 def _method(target: LLM, helper: LLM | None, method: str, cell: Cell) -> MethodContender:
     """An engine around the shared weights, with memory for one batch."""
     slots = cell.batch * (max(map(len, cell.prompts)) + cell.max_tokens + SPARE)
-    draft = {} if helper is None else {"draft": helper}
-    device = target.runner.decoder.device
-    llm = load(target, method, device=device, coupled=True, kv_tokens=slots, max_sequences=cell.batch, prefix_cache=False, **draft)
+    llm = load(
+        target,
+        method,
+        draft=helper,
+        device=target.runner.decoder.device,
+        coupled=True,
+        kv_tokens=slots,
+        max_sequences=cell.batch,
+        prefix_cache=False,
+    )
     return MethodContender(method, llm)
 
 
@@ -155,14 +187,11 @@ def _load_peers(peers: Sequence[Peer], model: Any, target: LLM) -> list[Peer]:
     """The peers that can run here, loaded from the model's folder."""
     import torch
 
-    from paceline.models.hub import locate
-    from paceline.zoo.registry import resolve
-
     if not peers:
         return []
     if not isinstance(model, (str, Path)):
         raise UsageError("peers read a checkpoint folder; give the model as a folder or a name, or leave the peers out")
-    folder = locate(resolve(str(model)) or model)
+    folder = _folder(model)
     dtype = str(target.runner.decoder.dtype).removeprefix("torch.")
     loaded = []
     for peer in peers:
@@ -172,11 +201,18 @@ def _load_peers(peers: Sequence[Peer], model: Any, target: LLM) -> list[Peer]:
     return loaded
 
 
+def _folder(model: str | Path) -> Path:
+    from paceline.models.hub import locate
+    from paceline.zoo.registry import resolve
+
+    return locate(resolve(str(model)) or model)
+
+
 def _describe(settings: BenchSettings, target: LLM, helper: LLM | None, peers: Sequence[str]) -> dict[str, Any]:
     decoder = target.runner.decoder
     return {
-        "model": target.name,
-        "draft": None if helper is None else helper.name,
+        "model": public_name(target.name),
+        "draft": None if helper is None else public_name(helper.name),
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "device": str(decoder.device),
         "methods": list(settings.contenders),
@@ -200,8 +236,7 @@ def _kept_rows(out: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
     record = read_record(out)
     for name in ("model", "draft", "dtype", "device", "prompts", "max_tokens", "repeats"):
         if record["settings"].get(name) != described[name]:
-            raise UsageError(
-                f"{out} was measured with {name}={record['settings'].get(name)!r}, not {described[name]!r}; use another file, or no --resume"
-            )
+            was = record["settings"].get(name)
+            raise UsageError(f"{out} was measured with {name}={was!r}, not {described[name]!r}; use another file, or no --resume")
     rows: list[dict[str, Any]] = record["rows"]
     return rows

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paceline.core.errors import UsageError
-from paceline.core.rng import key
 from paceline.core.request import GREEDY
+from paceline.core.rng import key
 from paceline.core.sampling import Sampling
 from paceline.engine.prompts import Tokenizer
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from paceline import __version__
-from paceline.cli import audit, chat, demo, generate, methods, models, zoo
+from paceline.cli import audit, bench, chat, demo, generate, methods, models, zoo
 from paceline.cli.guard import GuardedGroup
 
 app = typer.Typer(
@@ -42,4 +42,5 @@ app.command("demo")(demo.demo)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("audit")(audit.audit)
+app.command("bench")(bench.bench)
 app.add_typer(zoo.app, name="zoo")

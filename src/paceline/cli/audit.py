@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli import options
-from paceline.cli.console import err, out, print_json
+from paceline.cli.console import counted, out, print_json
 from paceline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def audit(
 
     given = None if prompts is None else read_prompts(prompts)
     options.require_built(model, draft)
-    with _progress(silent=json) as report:
+    with counted(silent=json) as report:
         found = run_audit(
             model,
             method,
@@ -84,17 +83,3 @@ def read_prompts(path: Path) -> Sequence[Prompt]:
 
 def _ids(entry: object) -> bool:
     return isinstance(entry, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in entry)
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar on standard error, where somebody watches."""
-    console = err()
-    if silent or not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        yield lambda stage, done, total: bars.update(task, description=stage, completed=done, total=total)

@@ -159,7 +159,7 @@ def _compare(
     """Decode plainly on the same weights and say how the two differ."""
     from paceline.demo.twin import first_difference, plain_twin
 
-    twin = plain_twin(llm)
+    twin = plain_twin(llm, max(4, sampling.n))
     _warm_up(twin, prompt, sampling, limits)
     plain = _batch(twin, prompt, sampling, limits)
     expected = sampling.greedy or coupled

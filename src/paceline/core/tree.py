@@ -37,7 +37,8 @@ class Proposal:
     """How the children of each node were drawn; a tree without one has *chosen* children (point masses).
 
     Args:
-        q: for every node that has children, the distribution they were drawn from, before any draw.
+        q: for every node whose children were drawn, the distribution they came from, before any draw. Children of a node left out
+            count as chosen.
         replacement: whether siblings were drawn independently (SpecInfer) or without replacement (Sequoia, DySpec).
             Siblings stand in the tree in the order they were drawn; verification depends on it.
     """
@@ -128,6 +129,15 @@ class TokenTree:
             nodes.append(node)
             node = self.parent[node]
         return nodes[::-1]
+
+    def child(self, node: int, token: int) -> int | None:
+        """The first child of `node` that carries `token`."""
+        for below in range(node + 1, len(self.token)):
+            if self.parent[below] == node and self.token[below] == token:
+                return below
+            if self.parent[below] < node:  # pre-order: the subtree ends here
+                return None
+        return None
 
     def ancestors(self) -> Bool[Tensor, "nodes nodes"]:
         """Row i is true at i and at every ancestor of i: what node i may attend to inside the tree (SpecInfer, sec. 4.2)."""

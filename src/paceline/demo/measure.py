@@ -68,7 +68,7 @@ def judge(llm: LLM, prompt: list[int], plain: list[int], fast: list[int]) -> Ver
         return Verdict("identical")
     if at >= min(len(plain), len(fast)):  # one of them ended early
         return Verdict("violation", at)
-    margin = PlainPath(llm.runner.decoder, llm.runner.exact).margin(prompt, plain[:at], Sampling(), fast[at])
+    margin = PlainPath(llm.runner.decoder, llm.runner.exact).margin(prompt, plain[:at], Sampling(), plain[at], fast[at])
     return Verdict("tie" if margin.is_tie else "violation", at, margin.top2)
 
 

@@ -21,10 +21,15 @@ def draw(demo: Demo, path: Path) -> None:
     """Write the picture as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = len(demo.completions)
-    figure = Figure(figsize=(12.5, FRAME_INCHES + ROW_INCHES * max(3, rows)), dpi=150, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(
+        figsize=(12.5, FRAME_INCHES + ROW_INCHES * max(3, rows)),
+        dpi=150,
+        facecolor="white",
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    )
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.7))
     figure.suptitle(

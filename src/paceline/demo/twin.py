@@ -1,21 +1,25 @@
-"""The same weights and memory, decoded plainly: what an accelerated model is compared with."""
+"""The same weights, decoded plainly: what an accelerated model is compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from paceline.drafting.none import NoDraft
-from paceline.engine.llm import LLM
-from paceline.engine.loop import Engine
+if TYPE_CHECKING:
+    from paceline.engine.llm import LLM
 
 
-def plain_twin(llm: LLM) -> LLM:
-    """A second facade over the runner of `llm` whose drafts are all empty.
+def plain_twin(llm: LLM, sequences: int = 1) -> LLM:
+    """A model that shares the weights of `llm`, has a memory of its own, and never drafts.
 
-    Weights, memory and prefix cache are shared, so that a comparison needs no second copy. Use one of the two at a time.
+    Args:
+        llm: whose weights.
+        sequences: most sequences decoded at once.
     """
-    engine = Engine(llm.runner, NoDraft(), llm.tokenizer, llm.engine.config)
-    return LLM(engine, llm.tokenizer, llm.ledger, llm.name, "none")
+    from paceline.engine.load import load
+
+    runner = llm.runner
+    return load(llm, "none", device=runner.decoder.device, exact=runner.exact is not None, max_sequences=sequences, prefix_cache=False)
 
 
 def first_difference(mine: Sequence[int], other: Sequence[int]) -> int | None:

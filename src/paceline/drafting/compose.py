@@ -71,12 +71,10 @@ def merge(trees: Many[TokenTree], nodes: int) -> TokenTree:
 
 def follow(tree: TokenTree, tokens: Many[int]) -> tuple[int, ...]:
     """Nodes of `tree` along `tokens` from the root, as far as they exist."""
-    children = tree.children()
-    node, path = ROOT, []
+    path: list[int] = []
     for token in tokens:
-        match = next((child for child in children[node] if tree.token[child] == token), None)
-        if match is None:
+        below = tree.child(path[-1] if path else ROOT, token)
+        if below is None:
             break
-        path.append(match)
-        node = match
+        path.append(below)
     return tuple(path)

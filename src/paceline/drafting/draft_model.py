@@ -133,7 +133,9 @@ class DraftModel:
             if widths:
                 growths[sequence.uid] = (sequence, widths, Growth([sequence.tokens[-1]], [-1], [0], [None]))
         for depth in range(max((len(widths) for _, widths, _ in growths.values()), default=0)):
-            self._deepen([(s, g, w[depth]) for s, w, g in growths.values() if depth < len(w) and g.frontier], depth)
+            jobs = [(s, g, w[depth]) for s, w, g in growths.values() if depth < len(w) and g.frontier]
+            if jobs:  # none are left when every branch has drafted the end of the text
+                self._deepen(jobs, depth)
         return [self._finish(sequence, growths.get(sequence.uid)) for sequence in sequences]
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:

@@ -97,14 +97,16 @@ class LLM:
             One output per prompt, in their order.
         """
         requests = [self.request(prompt, sampling, max_tokens, stop, stop_ids, ignore_eos) for prompt in as_list(prompts)]
-        with self._lock:
-            groups = [self.engine.submit(request) for request in requests]
-        logs: dict[int, list[TokenLogprob]] = {member.uid: [] for group in groups for member in group}
-        self.ledger.reset_peaks()
-        for member in (member for group in groups for member in group):
-            self._inbox[member.uid] = deque()
+        groups: list[list[Running]] = []
         try:
-            for member in (member for group in groups for member in group):
+            with self._lock:  # inboxes stand before anybody else may step, and a refused request takes back those before it
+                for request in requests:
+                    groups.append(self.engine.submit(request))
+                    self._inbox.update({member.uid: deque() for member in groups[-1]})
+                self.ledger.reset_peaks()
+            members = [member for group in groups for member in group]
+            logs: dict[int, list[TokenLogprob]] = {member.uid: [] for member in members}
+            for member in members:
                 for emission in self._follow(member):
                     logs[member.uid].extend(emission.logprobs)
                 if on_finish is not None:

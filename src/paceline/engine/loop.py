@@ -130,7 +130,8 @@ class Engine:
             active.sequence.stats.prefill_forwards += feed.tree is None or len(feed.lead) > 0
         clock.lap("commit")
         emissions = [self._emit(active, tree, verdict) for (active, tree), verdict in zip(judged, verdicts, strict=True)]
-        self.drafter.observe(sequences, judged_trees, verdicts, result.taps)
+        if judged:  # a forward that only read prompts decided nothing
+            self.drafter.observe(sequences, judged_trees, verdicts, result.taps)
         for active, _ in judged:
             if active.sequence.finished:
                 self.scheduler.finish(active)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from itertools import accumulate
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 128)
 REFRESH = 32  # steps between two rebuilds of the interpolated table
-WEIGHT = 0.05  # of a new observation
+WEIGHT = 0.05  # of a new observation, for all sizes
+OWN_WEIGHT = 0.01  # and, beyond that, for its own size
 
 
 class ForwardCost:
@@ -34,26 +36,30 @@ class ForwardCost:
         return self._table[-1] + slope * (rows - len(self._table) + 1)
 
     def observe(self, rows: int, seconds: float) -> None:
-        """Learn from a step that happened. A slow outlier (another process, a garbage collection) counts at most double."""
+        """Learn from a step that happened.
+
+        Most of a deviation is the machine being faster or slower than when it was probed, which scales every size; a little of it is
+        this size being different. An outlier (another process, a garbage collection) counts at most double.
+        """
         if not self._table:
             self._measure()
-        at = min(bisect_left(self._sizes, rows), len(self._sizes) - 1)
-        expected = self._seconds[at]
-        self._seconds[at] += WEIGHT * (min(seconds * expected / self(rows), 2 * expected) - expected)
+        deviation = min(seconds / self(rows), 2.0) - 1
+        common = 1 + WEIGHT * deviation
+        self._seconds = [known * common for known in self._seconds]
+        self._seconds[min(bisect_left(self._sizes, rows), len(self._sizes) - 1)] *= 1 + OWN_WEIGHT * deviation
         self._observed += 1
         if self._observed % REFRESH == 0:
             self._rebuild()
 
     def _measure(self) -> None:
-        self._seconds = [self._probe(size) for size in self._sizes]
+        probed = [self._probe(size) for size in self._sizes]
+        # Interruptions only ever add time: what fewer rows took longer than more rows is noise.
+        self._seconds = list(accumulate(reversed(probed), min))[::-1]
         self._rebuild()
 
     def _rebuild(self) -> None:
-        """Interpolate; a forward with more rows is never taken to be cheaper than one with fewer."""
-        best = float("inf")
-        for at in range(len(self._sizes) - 1, -1, -1):
-            best = min(best, self._seconds[at])
-            self._seconds[at] = best
+        """Interpolate. What is learned of a size holds for larger ones at least."""
+        self._seconds = list(accumulate(self._seconds, max))
         table = [0.0]
         for (low, high), (fast, slow) in zip(
             zip((0, *self._sizes), self._sizes, strict=False), zip((0.0, *self._seconds), self._seconds, strict=False), strict=True

@@ -16,17 +16,6 @@ from paceline.verification.rows import TreeRows
 Path = tuple[tuple[int, ...], tuple[int, ...]]  # accepted nodes; emitted tokens, one more
 
 
-def child(tree: TokenTree, node: int, token: int) -> int | None:
-    """The first child of `node` that carries `token`."""
-    parents, tokens = tree.parent, tree.token
-    for below in range(node + 1, len(tokens)):
-        if parents[below] == node and tokens[below] == token:
-            return below
-        if parents[below] < node:  # pre-order: the subtree ends here
-            return None
-    return None
-
-
 def follow(tree: TokenTree, decided: Many[int], start: int = 0) -> Path:
     """Walk a tree whose node i has the decision `decided[start + i]`."""
     accepted, tokens = [], []
@@ -34,7 +23,7 @@ def follow(tree: TokenTree, decided: Many[int], start: int = 0) -> Path:
     while node is not None:
         token = decided[start + node]
         tokens.append(token)
-        node = child(tree, node, token)
+        node = tree.child(node, token)
         if node is not None:
             accepted.append(node)
     return tuple(accepted), tuple(tokens)
@@ -58,7 +47,7 @@ def matched(rows: TreeRows, members: Many[int]) -> list[Path]:
         reached: dict[int, int] = {}
         for (member, node), token in zip(live.items(), decided, strict=True):
             tokens[member].append(token)
-            below = child(rows.trees[member], node, token)
+            below = rows.trees[member].child(node, token)
             if below is not None:
                 accepted[member].append(below)
                 reached[member] = below

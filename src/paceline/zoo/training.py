@@ -136,6 +136,7 @@ class Trainer:
             optimizer.load_state_dict(saved)
         torch.set_rng_state(state["rng"].cpu())
         self.progress = Progress(**state["progress"])
+        self._drop_later_metrics()
 
     def fingerprint(self) -> str:
         """Identifies recipe and corpus; a checkpoint of another one is refused."""
@@ -192,6 +193,14 @@ class Trainer:
             self.progress.ended_by = "tokens"
         elif self.limit_seconds and self.progress.seconds >= self.limit_seconds:
             self.progress.ended_by = "time"
+
+    def _drop_later_metrics(self) -> None:
+        """Forget what a killed run logged after its last checkpoint: those steps will be made, and logged, again."""
+        log = self.folder / METRICS
+        if log.is_file():
+            lines = log.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+            log.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.progress.step))
 
     def _report(self, metrics: dict[str, float]) -> None:
         record: dict[str, Any] = {**asdict(self.progress), **metrics}

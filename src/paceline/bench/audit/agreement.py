@@ -79,4 +79,4 @@ def check_agreement(rig: Rig, llm: LLM, prompts: Prompts, max_tokens: int, measu
     outcome = Outcome.MEASURED if not promised else Outcome.PASSED if worst <= measure.limit else Outcome.FAILED
     detail = f"largest difference {worst:.2g}; plain decoding's own rounding {measure.noise:.2g}, limit {measure.limit:.2g}"
     numbers = {"largest": worst, "noise": measure.noise, "limit": measure.limit}
-    return Check("logit agreement", rig.target.name, outcome, int(compared), detail, (), numbers)
+    return Check("logit agreement", rig.subject, outcome, int(compared), detail, (), numbers)

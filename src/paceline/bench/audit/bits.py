@@ -46,7 +46,7 @@ def check_bits(rig: Rig, llm: LLM, prompts: Prompts, max_tokens: int, *, promise
     numbers = {"rows": compared, "identical_rows": same, "chains_only": chains_only}
     return Check(
         "bit identity",
-        rig.target.name,
+        rig.subject,
         outcome,
         compared,
         f"{same} of {compared} rows of logits identical; drafts are {shape}",

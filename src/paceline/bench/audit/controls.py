@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from paceline.bench.audit.agreement import Yardstick, keep_row
 from paceline.bench.audit.bits import digest, plain_digests
 from paceline.bench.audit.certificate import Check, Control, Kind
-from paceline.bench.audit.faults import DroppedRow, LeakingMask, NudgedBit, MadeUpBonus, StalePositions, WrongPath
+from paceline.bench.audit.faults import DroppedRow, LeakingMask, MadeUpBonus, NudgedBit, StalePositions, WrongPath
 from paceline.bench.audit.identity import compare, verdict
 from paceline.bench.audit.listen import listen
 from paceline.bench.audit.margins import PlainPath
@@ -73,7 +73,7 @@ def check_oracle(rig: Rig, prompts: Prompts, plain: list[list[int]], max_tokens:
     same = 2 * len(prompts) - len(differences)
     detail = f"{same} of {2 * len(prompts)} outputs identical, {tokens / forwards:.2f} tokens per forward"
     outcome = verdict(len(differences) - violations, violations, promised=True)
-    return Check("loop under known drafts", rig.target.name, outcome, 2 * len(prompts), detail, tuple(differences))
+    return Check("loop under known drafts", rig.subject, outcome, 2 * len(prompts), detail, tuple(differences))
 
 
 def loop_controls(

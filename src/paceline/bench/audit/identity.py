@@ -102,7 +102,7 @@ def check_identity(
     detail = (
         f"{compared - len(differences)} of {compared} outputs identical, {tokens} tokens, {numbers['tokens_per_forward']:.2f} per forward"
     )
-    return Check(name, rig.target.name, verdict(ties, violations, promised), compared, detail, tuple(differences), numbers)
+    return Check(name, rig.subject, verdict(ties, violations, promised), compared, detail, tuple(differences), numbers)
 
 
 def verdict(ties: int, violations: int, promised: bool) -> Outcome:

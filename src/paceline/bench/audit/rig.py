@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.bench.report import public_name
 from paceline.core.errors import UsageError
 from paceline.core.sampling import Sampling
 from paceline.drafting.base import Drafter
@@ -34,6 +35,11 @@ class Rig:
     target: LLM
     draft: LLM | None = None
     exact: bool = False
+
+    @property
+    def subject(self) -> str:
+        """The audited model's name, fit for a certificate."""
+        return public_name(self.target.name)
 
     def engine(self, method: str, prompts: Prompts, max_tokens: int, *, coupled: bool = False, prefix_cache: bool = False) -> LLM:
         """An engine with a method, with memory for these prompts at once."""

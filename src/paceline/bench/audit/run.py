@@ -18,7 +18,7 @@ from paceline.bench.audit.prompts import PromptSet, audit_prompts
 from paceline.bench.audit.rig import Prompts, Rig
 from paceline.bench.audit.weights import weights_digest
 from paceline.bench.machine import describe_machine
-from paceline.bench.report import command_line
+from paceline.bench.report import command_line, public_name
 from paceline.core import registry
 from paceline.core.guarantee import Guarantee
 from paceline.core.sampling import Sampling
@@ -178,9 +178,9 @@ class _Audit:
     ) -> Certificate:
         decoder = rig.target.runner.decoder
         return Certificate(
-            model=rig.target.name,
+            model=rig.subject,
             weights_sha256=weights_digest(self.model, decoder),
-            draft=None if rig.draft is None else rig.draft.name,
+            draft=None if rig.draft is None else public_name(rig.draft.name),
             draft_sha256=None if rig.draft is None else weights_digest(self.draft, rig.draft.runner.decoder),
             method=self.method,
             guarantee={mode: str(guarantee) for mode, guarantee in promise.items()},
