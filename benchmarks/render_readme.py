@@ -67,7 +67,10 @@ def _decode(record: Mapping[str, Any], path: Path) -> str:
 def _forward_cost(record: Mapping[str, Any], path: Path) -> str:
     rows = [row for row in table_rows(record["rows"]) if row["rows"] in FORWARD_ROWS]
     rows = [row for row in rows if row["context"] == _middle([row["context"] for row in rows])]
-    heading = "**One forward** by number of rows, in milliseconds; in brackets, times the floor (bytes over measured bandwidth, or operations over measured peak)."
+    heading = (
+        "**One forward** by number of rows, in milliseconds. In brackets, times the floor: bytes over measured bandwidth, or operations "
+        "over measured peak, whichever is larger."
+    )
     return f"{heading}\n\n{markdown_table(table_columns(record['rows']), rows)}\n{_source(record, path)}"
 
 

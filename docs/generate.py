@@ -37,18 +37,17 @@ chosen candidates, exact for any mixture. What the guarantees mean is said in [G
 
 def _method(method: Method) -> str:
     facts = [
-        ("Changes", method.room),
-        ("Greedy", f"{method.greedy}"),
-        ("Sampling", f"{method.sampling}"),
-        ("Needs", method.needs or "nothing"),
-        ("Trains", method.trains or "nothing"),
-        *([("Source", method.paper)] if method.paper else []),
+        f"Greedy: **{method.greedy}**",
+        f"sampling: **{method.sampling}**",
+        f"needs {method.needs or 'nothing'}",
+        f"trains {method.trains or 'nothing'}",
+        f"changes {method.room}",
     ]
-    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts)])
+    source = f"\nSource: {method.paper}.\n" if method.paper else ""
     options = "\n".join(_options(method.load().Config))
     listed = f"\n| option | default | meaning |\n|---|---|---|\n{options}\n" if options else "\nNo options.\n"
     summary = method.summary[0].upper() + method.summary[1:]
-    return f"\n## `{method.name}`\n\n{summary}.\n\n{table}\n{listed}"
+    return f"\n## `{method.name}`\n\n{summary}.\n\n{' · '.join(facts)}\n{source}{listed}"
 
 
 def _options(config: Any) -> Iterator[str]:
@@ -103,8 +102,9 @@ def _argument(parameter: Any) -> str:
 
 def _option(parameter: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    value = "" if parameter.is_flag else f" {_cell(parameter.metavar or parameter.name.upper())}"
-    default = "" if parameter.default in (None, False) or callable(parameter.default) else f"`{parameter.default}`"
+    value = "" if parameter.is_flag else f" {_cell(parameter.metavar or 'VALUE')}"
+    plain = parameter.default is None or parameter.default is False or callable(parameter.default)
+    default = "" if plain else f"`{parameter.default}`"
     return f"| {names}{value} | {_cell(parameter.help or '')} | {default} |\n"
 
 

@@ -172,13 +172,11 @@ def test_catches_a_draft_row_not_renormalised(monkeypatch: pytest.MonkeyPatch) -
 def test_catches_a_bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Rejection._law
 
-    def wrong(walk: Rejection, rows: list[int]) -> torch.Tensor:
+    def wrong(walk: Rejection, live: dict[int, int]) -> torch.Tensor:
         tree = walk.rows.trees[0]
-        laws = right(walk, rows)
-        for place, row in enumerate(rows):
-            if not walk.children[0][row]:
-                laws[place] = Q((*PROMPT, *(tree.token[node] for node in tree.path(row))))
-        return laws
+        if walk.children[0][live[0]]:
+            return right(walk, live)
+        return Q((*PROMPT, *(tree.token[node] for node in tree.path(live[0])))).unsqueeze(0)
 
     monkeypatch.setattr(Rejection, "_law", wrong)
     assert distance(best_first(Q, 1)) > CAUGHT

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from paceline.attention.plan import AttentionPlan, Exactness
 from paceline.core.batch import ForwardBatch, ForwardResult
+from paceline.kernels.fused import Fused, fused
 from paceline.models.config import DecoderConfig, LayerSpec, RopeSpec
+from paceline.models.few_rows import FewRows, FusedLayer, fusable
 from paceline.models.layers import Attention, FeedForward, RMSNorm, Rotation, Step
 from paceline.models.linear import Linear
 from paceline.models.moe import MoE
@@ -40,6 +42,11 @@ class Layer(nn.Module):
         out = self.feed_forward.forward(self.feed_forward_norm.forward(hidden))
         return hidden + (out if self.feed_forward_post_norm is None else self.feed_forward_post_norm.forward(out))
 
+    def fused(self) -> FusedLayer:
+        """The fused form of a packed dense layer."""
+        assert isinstance(self.feed_forward, FeedForward)
+        return FusedLayer.of(self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward)
+
 
 class Decoder(nn.Module):
     """A decoder-only transformer described by a `DecoderConfig`.
@@ -53,13 +60,16 @@ class Decoder(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.embed.weight.requires_grad_(False)
-        self.layers = nn.ModuleList(Layer(spec, config) for spec in config.layers)
+        self._layers = [Layer(spec, config) for spec in config.layers]  # a plain list is faster to index
+        self.layers = nn.ModuleList(self._layers)
         self.norm = RMSNorm(config.width, config.norm_eps, config.norm_offset)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self._ropes = list({spec.mixer.rope: None for spec in config.layers if spec.mixer.rope is not None})
         self._rope_of = [None if spec.mixer.rope is None else self._ropes.index(spec.mixer.rope) for spec in config.layers]
         self._rotary: dict[RopeSpec, RotaryTable] = {}
         self._tied_head: Linear | None = None
+        self._fused_layers: list[FusedLayer] = []
+        self.kernels: Fused | None = None  # fused kernels, once packed, where this machine and these layers can have them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,6 +88,9 @@ class Decoder(nn.Module):
             if isinstance(part, (Attention, FeedForward, RMSNorm)):
                 part.pack()
         self.output.pack(keep=self.head is None)
+        self.kernels = fused(self.dtype, self.device) if fusable(self.config) else None
+        if self.kernels is not None:
+            self._fused_layers = [layer.fused() for layer in self._layers]
 
     @property
     def output(self) -> Linear:
@@ -125,13 +138,19 @@ class Decoder(nn.Module):
 
     def run(self, hidden: Float[Tensor, "rows width"], step: Step, layers: range | None = None) -> Float[Tensor, "rows width"]:
         """Hidden states behind a range of layers."""
-        for index in layers if layers is not None else range(len(self.layers)):
-            layer = self.layers[index]
-            assert isinstance(layer, Layer)
+        chosen = layers if layers is not None else range(len(self.layers))
+        few = None if self.kernels is None else FewRows.of(self.kernels, step, self._fused_layers)
+        if few is not None:
+            hidden = hidden.clone(memory_format=torch.contiguous_format)  # updated in place
+        for index in chosen:
             if index in step.wanted.layer_inputs:
-                step.taps.layer_inputs[index] = hidden
-            hidden = layer.feed(layer.mix(hidden, step, index))
-        return hidden
+                step.taps.layer_inputs[index] = hidden if few is None else few.settle(hidden).clone()
+            if few is None:
+                layer = self._layers[index]
+                hidden = layer.feed(layer.mix(hidden, step, index))
+            else:
+                few.layer(hidden, index, self._fused_layers[index])
+        return hidden if few is None else few.settle(hidden)
 
     def logits(self, final_hidden: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocabulary"]:
         """Logits of rows behind the final norm."""

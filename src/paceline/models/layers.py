@@ -69,11 +69,13 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
         self.offset, self.root, self.floor = offset, sqrt(width), torch.tensor(sqrt(width * eps), dtype=torch.float64, device="cpu")
         self.packed: Tensor | None = None
+        self.floor_square = 0.0
 
     def pack(self) -> None:
         """Compute the effective gain once; later changes of the weight are not seen."""
         self.packed = self.gain()
         self.floor = self.floor.to(self.packed)
+        self.floor_square = float(self.floor) ** 2
 
     def gain(self) -> Float[Tensor, " width"]:
         """What the direction of a row is multiplied by, in at least float32."""

@@ -12,6 +12,7 @@ a point mass, so that y_i is accepted with probability R[y_i], and else R loses 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from math import isfinite
@@ -133,11 +134,7 @@ class Rejection:
         self.children = {member: rows.trees[member].children() for member in members}
         self.accepted: dict[int, list[int]] = {member: [] for member in members}
         self.last: dict[int, tuple[Float[Tensor, " vocabulary"], float]] = {}  # law and number of each sequence's last token
-        self._place: dict[int, int] = {}
-        self._laws: Float[Tensor, "nodes vocabulary"] | None = None
-        if rows.eager:
-            own = [row for member in members for row in range(rows.starts[member], rows.starts[member] + len(rows.trees[member]))]
-            self._laws, self._place = rows.distribution(own), {row: place for place, row in enumerate(own)}
+        self._laws: dict[int, Float[Tensor, " vocabulary"]] = {}  # by row
 
     def paths(self) -> list[Path]:
         """Accepted nodes and emitted tokens of every member.
@@ -158,10 +155,14 @@ class Rejection:
             paths.append((tuple(accepted), emitted))
         return paths
 
-    def _law(self, rows: list[int]) -> Float[Tensor, "rows vocabulary"]:
-        if self._laws is None:
-            return self.rows.distribution(rows)
-        return self._laws[torch.tensor([self._place[row] for row in rows], device=self._laws.device)]
+    def _law(self, live: Mapping[int, int]) -> Float[Tensor, "live vocabulary"]:
+        """Target laws of one node per live sequence."""
+        starts = self.rows.starts
+        unknown = {member: node for member, node in live.items() if starts[member] + node not in self._laws}
+        if unknown:
+            asked = self.rows.ahead(unknown)
+            self._laws.update(zip(asked, self.rows.distribution(asked), strict=True))
+        return torch.stack([self._laws[starts[member] + node] for member, node in live.items()])
 
     def _level(self, live: dict[int, int]) -> dict[int, int]:
         """Judge one node per live sequence; returns the sequences that descend, with the child they descend to."""
@@ -170,7 +171,7 @@ class Rejection:
         families = [self.children[member][node] for member, node in live.items()]
         proposals = [self.rows.trees[member].proposal for member in members]
         odds = opening(
-            self._law(rows),
+            self._law(live),
             [None if proposal is None else proposal.q.get(node) for proposal, node in zip(proposals, nodes, strict=True)],
             [proposal is not None and proposal.replacement for proposal in proposals],
         )

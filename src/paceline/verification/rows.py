@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from weakref import WeakKeyDictionary
 
@@ -19,12 +20,14 @@ from paceline.verification.processors import Processor
 
 Processors = WeakKeyDictionary[Sequence, Processor]
 
+# How many logits to transform at once while walking down a tree on a CPU: at about this many, a call costs as much as its work.
+LOGITS_AHEAD = 1 << 14
+
 
 def judges_all_nodes(device: torch.device) -> bool:
-    """Whether to transform every row of a step at once, with one wait, or level by level only rows on the accepted path.
+    """Whether to transform every row of a step at once, with one wait, or only rows on and just ahead of the accepted path.
 
-    On a CPU there is nothing to wait for and work over the vocabulary is what costs: measured, levels win up to three accepted nodes
-    without filters and further with them.
+    On a CPU there is nothing to wait for, and work over the vocabulary is what costs.
     """
     return device.type != "cpu"
 
@@ -59,6 +62,24 @@ class TreeRows:
             processors[sequence] = processor
         processor.catch_up(sequence.tokens)
         return processor
+
+    def ahead(self, frontier: Mapping[int, int]) -> list[int]:
+        """Rows worth deciding together when the walks of some trees have come to these nodes: they and a stretch of first children.
+
+        Args:
+            frontier: node by tree.
+        """
+        if self.eager:
+            return [self.starts[tree] + node for tree in frontier for node in range(len(self.trees[tree]))]
+        reach = max(1, LOGITS_AHEAD // (self.logits.shape[-1] * max(1, len(frontier))))
+        rows: list[int] = []
+        for tree, first in frontier.items():
+            parents = self.trees[tree].parent
+            stop = first + 1
+            while stop < len(parents) and stop < first + reach and parents[stop] == stop - 1:
+                stop += 1
+            rows.extend(range(self.starts[tree] + first, self.starts[tree] + stop))
+        return rows
 
     def node(self, row: int) -> int:
         return row - self.starts[self.owner[row]]

@@ -8,7 +8,6 @@ whatever the tree; that is also the exact rule for chosen (not sampled) children
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from itertools import chain
 
 from paceline.core.tree import ROOT, TokenTree
 from paceline.verification.rows import TreeRows
@@ -30,22 +29,19 @@ def follow(tree: TokenTree, decided: Many[int], start: int = 0) -> Path:
 
 
 def matched(rows: TreeRows, members: Many[int]) -> list[Path]:
-    """Sample-and-match (or greedy, where settings say so) for some trees of a step.
-
-    Decides all nodes at once, or, where vocabulary-wide work is dear, level by level only those on the paths.
-    """
-    if rows.eager:
-        spans = [range(rows.starts[member], rows.starts[member] + len(rows.trees[member])) for member in members]
-        places = list(chain.from_iterable(spans))
-        decisions = dict(zip(places, rows.decide(places), strict=True))
-        return [follow(rows.trees[member], [decisions[row] for row in span]) for member, span in zip(members, spans, strict=True)]
+    """Sample-and-match (or greedy, where settings say so) for some trees of a step, in lockstep."""
     accepted: dict[int, list[int]] = {member: [] for member in members}
     tokens: dict[int, list[int]] = {member: [] for member in members}
+    decided: dict[int, int] = {}  # by row
     live = dict.fromkeys(members, ROOT)
     while live:
-        decided = rows.decide([rows.starts[member] + node for member, node in live.items()])
+        unknown = {member: node for member, node in live.items() if rows.starts[member] + node not in decided}
+        if unknown:
+            asked = rows.ahead(unknown)
+            decided.update(zip(asked, rows.decide(asked), strict=True))
         reached: dict[int, int] = {}
-        for (member, node), token in zip(live.items(), decided, strict=True):
+        for member, node in live.items():
+            token = decided[rows.starts[member] + node]
             tokens[member].append(token)
             below = rows.trees[member].child(node, token)
             if below is not None:

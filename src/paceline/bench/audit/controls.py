@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paceline.bench.audit.agreement import Yardstick, keep_row
+from paceline.bench.audit.agreement import NOISE_FACTOR, Yardstick, keep_row
 from paceline.bench.audit.bits import digest, plain_digests
 from paceline.bench.audit.certificate import Check, Control, Kind
 from paceline.bench.audit.faults import DroppedRow, LeakingMask, MadeUpBonus, NudgedBit, StalePositions, WrongPath
@@ -13,7 +13,7 @@ from paceline.bench.audit.identity import compare, verdict
 from paceline.bench.audit.listen import listen
 from paceline.bench.audit.margins import PlainPath
 from paceline.bench.audit.oracle import OracleDrafter
-from paceline.bench.audit.rig import Prompts, Rig, decode
+from paceline.bench.audit.rig import Prompts, Rig
 from paceline.core.sampling import Sampling
 from paceline.drafting.none import NoDraft
 from paceline.engine.llm import LLM
@@ -58,28 +58,31 @@ def oracle_engine(rig: Rig, prompts: Prompts, plain: list[list[int]], max_tokens
     return llm
 
 
-def check_oracle(rig: Rig, prompts: Prompts, plain: list[list[int]], max_tokens: int) -> Check:
-    """The loop with nothing broken: drafts of known quality, chains and trees, must leave the output unchanged."""
+def check_oracle(rig: Rig, prompts: Prompts, measure: Yardstick, max_tokens: int) -> tuple[Check, dict[bool, float]]:
+    """The loop with nothing broken: drafts of known quality must leave the output unchanged.
+
+    Returns:
+        The check, and how far rounding moved logits: with chains (False) and with trees (True).
+    """
     path = PlainPath(rig.target.runner.decoder, rig.target.runner.exact)
-    differences, forwards, tokens = [], 0, 0
+    differences, drift = [], {}
     for branches in (False, True):
-        llm = oracle_engine(rig, prompts, plain, max_tokens, Fault("none", "", branches=branches))
-        outputs = decode(llm, prompts, GREEDY, max_tokens, batched=True)
-        found = [output.token_ids for output in outputs]
-        differences += compare(path, prompts, plain, found, GREEDY, f"oracle drafts, {'trees' if branches else 'chains'}")
-        forwards += sum(output.stats.forwards for output in outputs)
-        tokens += sum(output.stats.output_tokens for output in outputs)
+        llm = oracle_engine(rig, prompts, measure.outputs, max_tokens, Fault("none", "", branches=branches))
+        listener, outputs = listen(llm, prompts, max_tokens, keep_row, batched=True)
+        differences += compare(path, prompts, measure.outputs, outputs, GREEDY, f"known drafts, {'trees' if branches else 'chains'}")
+        drift[branches] = measure.largest(prompts, outputs, listener.heard)
     violations = sum(difference.kind is Kind.VIOLATION for difference in differences)
-    same = 2 * len(prompts) - len(differences)
-    detail = f"{same} of {2 * len(prompts)} outputs identical, {tokens / forwards:.2f} tokens per forward"
+    total = 2 * len(prompts)
+    detail = f"{total - len(differences)} of {total} outputs identical; logits moved by up to {max(drift.values()):.2g}"
     outcome = verdict(len(differences) - violations, violations, promised=True)
-    return Check("loop under known drafts", rig.subject, outcome, 2 * len(prompts), detail, tuple(differences))
+    numbers = {"drift_chains": drift[False], "drift_trees": drift[True]}
+    return Check("loop under known drafts", rig.subject, outcome, total, detail, tuple(differences), numbers), drift
 
 
 def loop_controls(
-    rig: Rig, prompts: Prompts, measure: Yardstick, max_tokens: int, on_control: Callable[[], None] | None = None
+    rig: Rig, prompts: Prompts, measure: Yardstick, drift: dict[bool, float], max_tokens: int, on_control: Callable[[], None] | None = None
 ) -> list[Control]:
-    """Every fault, one at a time; caught if it causes a violation (not merely ties), or moves logits by more than rounding can."""
+    """Every fault, one at a time; caught if it causes a violation (not merely ties), or moves logits much more than the sound loop did."""
     path = PlainPath(rig.target.runner.decoder, rig.target.runner.exact)
     controls = []
     for fault in FAULTS:
@@ -87,9 +90,9 @@ def loop_controls(
         listener, outputs = listen(llm, prompts, max_tokens, keep_row, batched=True)
         differences = compare(path, prompts, measure.outputs, outputs, GREEDY, fault.name)
         violations = sum(difference.kind is Kind.VIOLATION for difference in differences)
-        moved = measure.largest(prompts, outputs, listener.heard)
-        detail = f"{violations} of {len(prompts)} outputs in violation, logits moved by up to {moved:.2g} (limit {measure.limit:.2g})"
-        seen = [name for name, saw in (("greedy identity", violations > 0), ("logit agreement", moved > measure.limit)) if saw]
+        moved, limit = measure.largest(prompts, outputs, listener.heard), NOISE_FACTOR * drift[fault.branches]
+        detail = f"{violations} of {len(prompts)} outputs in violation, logits moved by up to {moved:.2g} (limit {limit:.2g})"
+        seen = [name for name, saw in (("greedy identity", violations > 0), ("logit agreement", moved > limit)) if saw]
         controls.append(Control(fault.name, fault.what, " and ".join(seen) or "nothing", bool(seen), detail))
         if on_control is not None:
             on_control()

@@ -100,11 +100,11 @@ class _Audit:
         self._tell("loading", 0, 1)
         rig = self._rig()
         chosen = audit_prompts(rig.target, prompts, self.max_tokens, self.seed)
-        measure = self._greedy(rig, chosen.ids, promise["greedy"].lossless)
+        measure, drift = self._greedy(rig, chosen.ids, promise["greedy"].lossless)
         if sampling_checks:
             self._sampling(rig, chosen.ids, promise["sampling"].lossless)
         if controls:
-            self._controls(rig, chosen.ids, measure, sampling_checks)
+            self._controls(rig, chosen.ids, measure, drift, sampling_checks)
         return self._certificate(rig, chosen, promise, sampling_checks, controls, perf_counter() - start)
 
     def _rig(self) -> Rig:
@@ -115,25 +115,24 @@ class _Audit:
             draft = load(self.draft, "none", dtype=self.dtype, device=self.device, kv_tokens=2, prefix_cache=False)
         return Rig(target, draft, self.exact)
 
-    def _greedy(self, rig: Rig, prompts: Prompts, promised: bool) -> Yardstick:
-        """Greedy identity, logit agreement, and bit identity in bit-exact mode. Returns plain decoding of the first few prompts."""
+    def _greedy(self, rig: Rig, prompts: Prompts, promised: bool) -> tuple[Yardstick, dict[bool, float]]:
+        """Greedy identity, logit agreement, and bit identity in bit-exact mode. Returns what the controls are measured by."""
         chains_only = True
         if self.exact:
             self._tell("bit identity", 0, 1)
             check = check_bits(rig, rig.engine(self.method, prompts, self.max_tokens), prompts, self.max_tokens, promised=promised)
             self.checks.append(check)
             chains_only = bool(check.numbers["chains_only"])
-        plain = self._identity(
-            "greedy identity", rig, prompts, GREEDY_SETTINGS, promised, coupled=False, ties=not (self.exact and chains_only)
-        )
+        self._identity("greedy identity", rig, prompts, GREEDY_SETTINGS, promised, coupled=False, ties=not (self.exact and chains_only))
         self._tell("logit agreement", 0, 1)
-        few = prompts[:FEW_PROMPTS]
+        few = _few(prompts)
         measure = yardstick(rig, few, self.max_tokens)
         llm = rig.engine(self.method, few, self.max_tokens)
         self.checks.append(check_agreement(rig, llm, few, self.max_tokens, measure, promised=promised))
         self._tell("loop under known drafts", 0, 1)
-        self.checks.append(faulty.check_oracle(rig, prompts, plain[next(iter(GREEDY_SETTINGS))], self.max_tokens))
-        return measure
+        check, drift = faulty.check_oracle(rig, few, measure, self.max_tokens)
+        self.checks.append(check)
+        return measure, drift
 
     def _sampling(self, rig: Rig, prompts: Prompts, promised: bool) -> None:
         """Coupled identity on the model, laws on toy models."""
@@ -152,7 +151,7 @@ class _Audit:
 
     def _identity(
         self, name: str, rig: Rig, prompts: Prompts, settings: dict[str, Sampling], promised: bool, *, coupled: bool, ties: bool
-    ) -> dict[str, list[list[int]]]:
+    ) -> None:
         step = self._stage(name, 3 * len(settings) * len(prompts))
         plain = reference(rig, prompts, settings, self.max_tokens, step)
         # With the prefix cache, as users run it: what an earlier request left behind must not show either.
@@ -160,12 +159,11 @@ class _Audit:
         self.checks.append(
             check_identity(name, rig, llm, prompts, plain, settings, self.max_tokens, promised=promised, ties_allowed=ties, on_output=step)
         )
-        return plain
 
-    def _controls(self, rig: Rig, prompts: Prompts, measure: Yardstick, sampling: bool) -> None:
-        few = prompts[:FEW_PROMPTS]
+    def _controls(self, rig: Rig, prompts: Prompts, measure: Yardstick, drift: dict[bool, float], sampling: bool) -> None:
+        few = _few(prompts)
         step = self._stage("controls", len(faulty.FAULTS))
-        self.found += faulty.loop_controls(rig, few, measure, self.max_tokens, step)
+        self.found += faulty.loop_controls(rig, few, measure, drift, self.max_tokens, step)
         if self.exact:
             self.found.append(faulty.bit_control(rig, few, self.max_tokens))
         if sampling:
@@ -217,3 +215,8 @@ class _Audit:
             self._tell(stage, done, total)
 
         return step
+
+
+def _few(prompts: Prompts) -> Prompts:
+    """A few prompts of every kind."""
+    return prompts[:: max(1, len(prompts) // FEW_PROMPTS)][:FEW_PROMPTS]
