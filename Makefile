@@ -36,7 +36,7 @@ typecheck: $(VENV)/.has-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.has-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build: $(VENV)/.has-dev
 	rm -rf dist

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import paceline
 from paceline.cli.app import app
 from paceline.cli.audit import read_prompts
 from paceline.cli.console import finite
 from paceline.cli.generate import read_prompt
-from paceline.cli.options import bias_of, require_built
+from paceline.cli.options import bias_of
 from paceline.core.errors import CheckpointError, UsageError
 from paceline.zoo import registry
 
@@ -77,18 +78,19 @@ def test_audit_prompts(tmp_path: Path) -> None:
 def test_a_pocket_model_that_is_not_built_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "MODELS_FOLDER", tmp_path)
     with pytest.raises(CheckpointError, match="paceline zoo build pocket-code"):
-        require_built("pocket-code", None)
-    found = CliRunner().invoke(app, ["generate", "pocket-code", "-p", "x"])
-    assert found.exit_code == 3
-    assert "paceline zoo build pocket-code" in found.stderr
-    require_built("no-pocket-model")
+        paceline.load("pocket-code")
+    for command in (["generate", "pocket-code", "-p", "x"], ["chat", "pocket-code"], ["audit", "pocket-code"], ["bench", "pocket-code"]):
+        found = CliRunner().invoke(app, command)
+        assert found.exit_code == 3
+        assert found.stderr.count("\n") == 1
+        assert "paceline zoo build pocket-code" in found.stderr
 
 
 def test_a_folder_named_like_a_pocket_model_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "MODELS_FOLDER", tmp_path / "none")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pocket-code").mkdir()
-    require_built("pocket-code")
+    registry.require_built("pocket-code")
 
 
 @pytest.mark.parametrize("option", [["--temperature", "-1"], ["--top-p", "0"], ["--min-p", "2"], ["--repetition-penalty", "0"]])

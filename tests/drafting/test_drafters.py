@@ -16,7 +16,8 @@ from paceline.core.verdict import Verdict
 from paceline.drafting.auto import Acceptance, Auto, AutoConfig
 from paceline.drafting.base import DraftContext, DraftLimits
 from paceline.drafting.compose import Compose, follow, merge
-from paceline.drafting.draft_model import DraftModel, DraftModelConfig, draw_without_replacement
+from paceline.drafting.draft_model import DraftModel, DraftModelConfig
+from paceline.drafting.growth import draw_without_replacement
 from paceline.drafting.prompt_lookup import NgramIndex, PromptLookup, PromptLookupConfig
 from paceline.planning.cost import ForwardCost
 

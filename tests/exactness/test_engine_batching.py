@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from toy_engines import DRAFTING, METHODS, ids, make, overbook, prompts, toy_llm
 
 from paceline.core.request import Request
 from paceline.core.sampling import Sampling
 from paceline.engine.llm import LLM
-from toy_engines import DRAFTING, METHODS, ids, make, overbook, prompts, toy_llm
 
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=0.8, top_p=0.9, seed=5)

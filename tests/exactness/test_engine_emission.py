@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from toy_engines import ALPHABET, DRAFTING, METHODS, VOCABULARY, ids, make, prompts, toy_llm
 
 from paceline.bench.audit.oracle import OracleDrafter
 from paceline.bench.audit.rig import Rig
 from paceline.core.request import FinishReason
 from paceline.core.sampling import Sampling
 from paceline.engine.llm import LLM
-from toy_engines import ALPHABET, DRAFTING, METHODS, VOCABULARY, ids, make, prompts, toy_llm
 
 ASKED = prompts(4)
 TOKENS = 18
@@ -127,4 +127,6 @@ def test_logprobs_equal_those_of_plain_decoding(pair: tuple[LLM, LLM], method: s
             assert b.logprobs is not None
             assert [entry.token for entry in a.logprobs] == [entry.token for entry in b.logprobs] == b.token_ids
             assert [entry.logprob for entry in a.logprobs] == pytest.approx([entry.logprob for entry in b.logprobs], abs=1e-9)
-            assert [[token for token, _ in entry.top] for entry in a.logprobs] == [[token for token, _ in entry.top] for entry in b.logprobs]
+            assert [[token for token, _ in entry.top] for entry in a.logprobs] == [
+                [token for token, _ in entry.top] for entry in b.logprobs
+            ]

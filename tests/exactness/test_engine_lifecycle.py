@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from toy_engines import METHODS, ids, make, prompts, toy_llm
 
 from paceline.core.errors import CapacityError, UsageError
 from paceline.core.request import FinishReason, Request
 from paceline.core.sampling import Sampling
 from paceline.drafting.draft_model import DraftModel
 from paceline.engine.llm import LLM
-from toy_engines import METHODS, ids, make, prompts, toy_llm
 
 ASKED = prompts(5)
 SLOTS = 600

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from toy_engines import METHODS, VOCABULARY, prompts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paceline.core.sampling import Sampling
 from paceline.engine.load import load
-from toy_engines import METHODS, VOCABULARY, prompts
 
 TOKENS = 24
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_engines import METHODS, VOCABULARY, ids, make, overbook, prompts, toy_llm
 
 from paceline.bench.audit.faults import DroppedRow, LeakingMask, MadeUpBonus, StalePositions, WrongPath
 from paceline.bench.audit.oracle import OracleDrafter
@@ -12,7 +13,6 @@ from paceline.bench.audit.rig import Rig
 from paceline.core.request import FinishReason, Request
 from paceline.core.sampling import Sampling
 from paceline.engine.llm import LLM
-from toy_engines import METHODS, VOCABULARY, ids, make, overbook, prompts, toy_llm
 
 TARGET, DRAFT = toy_llm(1, eos=(7,)), toy_llm(2, layers=1, eos=(7,))
 SAMPLINGS = st.builds(

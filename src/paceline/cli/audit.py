@@ -41,7 +41,6 @@ def audit(
     from paceline.bench.report import write_json
 
     given = None if prompts is None else read_prompts(prompts)
-    options.require_built(model, draft)
     with counted(silent=json) as report:
         found = run_audit(
             model,

@@ -52,7 +52,6 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    options.require_built(model, draft)
     with counted(silent=json) as report:
         record = run_bench(
             model,

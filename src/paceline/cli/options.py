@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -122,21 +121,6 @@ def bias_of(entry: str) -> tuple[int, float]:
     raise UsageError(f"--logit-bias {entry!r} must read ID=VALUE, as in 42=-inf")
 
 
-def require_built(*names: str | None) -> None:
-    """Check that pocket models among the names are there.
-
-    Raises:
-        CheckpointError: for one that is not built, naming the command that builds it.
-    """
-    from paceline.core.errors import CheckpointError
-    from paceline.zoo.registry import pocket_models
-
-    known = pocket_models()
-    for name in filter(None, names):
-        if name in known and not known[name].available and not Path(name).is_dir():
-            raise CheckpointError(f"pocket model {name!r} is not in this installation; make it with `paceline zoo build {name}`")
-
-
 def open_model(
     model: str,
     method: str,
@@ -159,7 +143,6 @@ def open_model(
     """
     from paceline.cli.console import busy
 
-    require_built(model, draft)
     with busy(f"loading {model}"):
         from paceline.engine.load import load
 

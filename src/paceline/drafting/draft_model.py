@@ -18,9 +18,11 @@ from paceline.core.errors import UsageError
 from paceline.core.request import Sequence
 from paceline.core.rng import Purpose, uniform
 from paceline.core.sampling import Sampling
-from paceline.core.tree import ROOT, Distribution, Proposal, TokenTree
+from paceline.core.transform import target_distribution
+from paceline.core.tree import ROOT, Distribution, TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftContext, DraftLimits, ForwardRunner
+from paceline.drafting.growth import Growth, draw_counters, draw_without_replacement, tree_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,42 +54,6 @@ class DraftModelConfig:
         """Children per node at each depth."""
         given = [int(part) for part in self.branching.split("x")] if self.branching else []
         return (given + [1] * self.length)[: self.length]
-
-
-@dataclass(slots=True)
-class Growth:
-    """A tree while it grows, in the order nodes are drafted. `row` is a node's scratch offset once the draft model has read it."""
-
-    token: list[int]
-    parent: list[int]
-    depth: list[int]
-    row: list[int | None]
-    q: dict[int, Distribution] = field(default_factory=dict)
-    frontier: list[int] = field(default_factory=lambda: [ROOT])
-
-    def add(self, token: int, parent: int) -> int:
-        """Append a child; returns its index."""
-        self.token.append(token)
-        self.parent.append(parent)
-        self.depth.append(self.depth[parent] + 1)
-        self.row.append(None)
-        return len(self.token) - 1
-
-    def tree(self, sampled: bool) -> tuple[TokenTree, list[int]]:
-        """The grown tree in DFS pre-order, and the growth index of each of its nodes."""
-        children: list[list[int]] = [[] for _ in self.token]
-        for node in range(1, len(self.token)):
-            children[self.parent[node]].append(node)
-        order: list[int] = []
-        stack = [ROOT]
-        while stack:
-            node = stack.pop()
-            order.append(node)
-            stack.extend(reversed(children[node]))
-        place = {node: at for at, node in enumerate(order)}
-        parent = tuple(-1 if node == ROOT else place[self.parent[node]] for node in order)
-        proposal = Proposal({place[node]: q for node, q in self.q.items()}) if sampled and self.q else None
-        return TokenTree(tuple(self.token[node] for node in order), parent, proposal), order
 
 
 @dataclass(slots=True)
@@ -183,7 +149,7 @@ class DraftModel:
             if depth == 0:
                 lead = sequence.tokens[lane.memory.length : -1]
                 lane.lead = len(lead)
-                lane.memory.reserve(lane.lead + 1 + _tree_rows(self.config.widths))
+                lane.memory.reserve(lane.lead + 1 + tree_rows(self.config.widths))
             segments.append(self._segment(lane, growth, len(lead)))
             ids.extend([*lead, *(growth.token[node] for node in growth.frontier)])
             root = lane.memory.length + lane.lead
@@ -213,13 +179,11 @@ class DraftModel:
                 mask[at, growth.row[node]] = True
                 node = growth.parent[node]
         root = lane.memory.length + lane.lead
-        place = [*range(lane.memory.length, root), *(root + growth.depth[n] for n in _read_order(growth))]
+        place = [*range(lane.memory.length, root), *(root + growth.depth[n] for n in growth.read_order)]
         return Segment(lane.memory, len(growth.frontier), mask, range(used, span), place)
 
     def _branch(self, sequence: Sequence, growth: Growth, logits: torch.Tensor, width: int) -> None:
         """Children of every frontier node: the likeliest tokens for a greedy target, draws without replacement for a sampling one."""
-        from paceline.core.transform import target_distribution
-
         sampling = sequence.request.sampling
         fresh: list[int] = []
         if sampling.greedy:
@@ -231,12 +195,9 @@ class DraftModel:
             for node, probs in zip(growth.frontier, law, strict=True):
                 growth.q[node] = Distribution(probs)
                 position = len(sequence.tokens) + growth.depth[node]
-                fresh.extend(
-                    growth.add(token, node)
-                    for token in draw_without_replacement(
-                        probs, width, [uniform(sequence.seed, position, Purpose.DRAFT, n) for n in _draws(growth, node, width)]
-                    )
-                )
+                counters = draw_counters(len(sequence.tokens), node, width)
+                numbers = [uniform(sequence.seed, position, Purpose.DRAFT, counter) for counter in counters]
+                fresh.extend(growth.add(token, node) for token in draw_without_replacement(probs, width, numbers))
         growth.frontier = [node for node in fresh if growth.token[node] not in self.eos]
 
     def _draft_sampling(self, sampling: Sampling) -> Sampling:
@@ -264,48 +225,6 @@ class DraftModel:
     def _lane(self, sequence: Sequence) -> Lane:
         lane = self._lanes.get(sequence.uid)
         if lane is None:
-            reserve = sequence.remaining + _tree_rows(self.config.widths)
+            reserve = sequence.remaining + tree_rows(self.config.widths)
             lane = self._lanes[sequence.uid] = Lane(self.runner.memory.admit(sequence.tokens, reserve=reserve))
         return lane
-
-
-def draw_without_replacement(probs: torch.Tensor, count: int, numbers: Many[float]) -> list[int]:
-    """Up to `count` distinct tokens by successive inverse-CDF draws, each from what the earlier ones left (Sequoia, sec. 3.2).
-
-    Args:
-        probs: float64 (vocabulary,), summing to one.
-        count: draws; fewer happen when the support runs out.
-        numbers: one uniform number per draw.
-    """
-    left = probs.clone()
-    tokens: list[int] = []
-    for number in numbers[:count]:
-        cumulative = left.cumsum(0)
-        mass = float(cumulative[-1])
-        if mass <= 0.0:
-            break
-        token = int(torch.searchsorted(cumulative, number * mass, right=True))
-        token = min(token, int(left.nonzero()[-1]))
-        tokens.append(token)
-        left[token] = 0.0
-    return tokens
-
-
-def _draws(growth: Growth, node: int, width: int) -> range:
-    """Counters of a node's draws, distinct from those of every other node of the tree."""
-    return range(node * 64, node * 64 + width)
-
-
-def _read_order(growth: Growth) -> list[int]:
-    """Nodes the draft model has read, in scratch order."""
-    read = [(row, node) for node, row in enumerate(growth.row) if row is not None]
-    return [node for _, node in sorted(read)]
-
-
-def _tree_rows(widths: list[int]) -> int:
-    """Nodes of a full tree of these widths."""
-    rows, layer = 0, 1
-    for width in widths:
-        layer *= width
-        rows += layer
-    return rows

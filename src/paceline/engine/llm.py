@@ -19,6 +19,7 @@ from paceline.engine.output import Chunk, Output, Stats
 from paceline.engine.prompts import Prompt, Tokenizer, as_list, prompt_ids
 from paceline.engine.runner import Runner
 from paceline.memory.ledger import Ledger
+from paceline.verification.processors import check_sampling
 
 
 class LLM:
@@ -67,6 +68,7 @@ class LLM:
         ids = prompt_ids(prompt, self.tokenizer, self.vocabulary)
         if len(ids) >= self.engine.context:
             raise UsageError(f"the prompt has {len(ids)} tokens and the model's context ends at {self.engine.context}; shorten it")
+        check_sampling(sampling or Sampling(), self.vocabulary)
         if stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none; use stop_ids")
         if any(not text for text in stop):

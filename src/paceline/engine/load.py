@@ -89,7 +89,7 @@ def _open(
     from paceline.models import hub
     from paceline.models.checkpoint import load_decoder
     from paceline.models.from_transformers import share_decoder
-    from paceline.zoo.registry import resolve
+    from paceline.zoo.registry import require_built, resolve
 
     if isinstance(model, LLM):
         return model.runner.decoder, model.tokenizer, model.name
@@ -101,6 +101,7 @@ def _open(
                 "exact=True needs weights packed for this CPU; load the checkpoint by folder or name instead of sharing a model"
             )
         return share_decoder(model, context), None, type(model).__name__
+    require_built(str(model))
     folder = hub.locate(resolve(str(model)) or model)
     wanted = _dtype(dtype) if dtype is not None else _default_dtype(folder, device)
     decoder, _ = load_decoder(folder, dtype=wanted, device=device, context=context)

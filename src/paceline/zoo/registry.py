@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from paceline.core.errors import CheckpointError
+
 MODELS_FOLDER = Path(__file__).parent / "models"
 WEIGHTS = "model.safetensors"
 
@@ -37,3 +39,14 @@ def resolve(name: str) -> Path | None:
     """Folder of the pocket model called `name`, or None if there is no such model or its weights are missing."""
     model = pocket_models().get(name)
     return model.path if model is not None and model.available else None
+
+
+def require_built(name: str) -> None:
+    """Check that `name`, if it is a pocket model's (and no folder here), has its weights.
+
+    Raises:
+        CheckpointError: if not, naming the command that makes them.
+    """
+    model = pocket_models().get(name)
+    if model is not None and not model.available and not Path(name).is_dir():
+        raise CheckpointError(f"pocket model {name!r} is not in this installation; make it with `paceline zoo build {name}`")

@@ -97,10 +97,10 @@ def check_loop_law(rig: Rig, method: str, seed: int, *, promised: bool, on_sampl
     return Check("law of the loop", SUBJECT, outcome, SAMPLES * len(SETTINGS), detail, (), numbers)
 
 
-def measure_engine(rig: Rig, llm: LLM, sampling: Sampling, seed: int, samples: int = SAMPLES) -> ChiSquare:
+def measure_engine(rig: Rig, llm: LLM, sampling: Sampling, seed: int) -> ChiSquare:
     """Chi-square of an engine's outputs against plain sampling's law."""
     target, _ = laws(rig, sampling)
-    return chi_square(count_outputs(llm.engine, PROMPT, sampling, LENGTH, samples, seed), plain_law(target, VOCABULARY, LENGTH))
+    return chi_square(count_outputs(llm.engine, PROMPT, sampling, LENGTH, SAMPLES, seed), plain_law(target, VOCABULARY, LENGTH))
 
 
 def rule_controls(rig: Rig) -> list[Control]:

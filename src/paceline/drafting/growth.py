@@ -1,0 +1,91 @@
+"""A tree while a draft model grows it, and the draws its children come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from paceline.core.tree import ROOT, Distribution, Proposal, TokenTree
+
+
+@dataclass(slots=True)
+class Growth:
+    """A tree while it grows, in the order nodes are drafted. `row` is a node's scratch offset once the draft model has read it."""
+
+    token: list[int]
+    parent: list[int]
+    depth: list[int]
+    row: list[int | None]
+    q: dict[int, Distribution] = field(default_factory=dict)
+    frontier: list[int] = field(default_factory=lambda: [ROOT])
+
+    def add(self, token: int, parent: int) -> int:
+        """Append a child; returns its index."""
+        self.token.append(token)
+        self.parent.append(parent)
+        self.depth.append(self.depth[parent] + 1)
+        self.row.append(None)
+        return len(self.token) - 1
+
+    def tree(self, sampled: bool) -> tuple[TokenTree, list[int]]:
+        """The grown tree in DFS pre-order, and the growth index of each of its nodes."""
+        children: list[list[int]] = [[] for _ in self.token]
+        for node in range(1, len(self.token)):
+            children[self.parent[node]].append(node)
+        order: list[int] = []
+        stack = [ROOT]
+        while stack:
+            node = stack.pop()
+            order.append(node)
+            stack.extend(reversed(children[node]))
+        place = {node: at for at, node in enumerate(order)}
+        parent = tuple(-1 if node == ROOT else place[self.parent[node]] for node in order)
+        proposal = Proposal({place[node]: q for node, q in self.q.items()}) if sampled and self.q else None
+        return TokenTree(tuple(self.token[node] for node in order), parent, proposal), order
+
+    @property
+    def read_order(self) -> list[int]:
+        """Nodes the draft model has read, in scratch order."""
+        read = [(row, node) for node, row in enumerate(self.row) if row is not None]
+        return [node for _, node in sorted(read)]
+
+
+def draw_without_replacement(probs: Float[Tensor, " vocabulary"], count: int, numbers: Many[float]) -> list[int]:
+    """Up to `count` distinct tokens by successive inverse-CDF draws, each from what the earlier ones left (Sequoia, sec. 3.2).
+
+    Args:
+        probs: float64 (vocabulary,), summing to one.
+        count: draws; fewer happen when the support runs out.
+        numbers: one uniform number per draw.
+    """
+    left = probs.clone()
+    tokens: list[int] = []
+    for number in numbers[:count]:
+        cumulative = left.cumsum(0)
+        mass = float(cumulative[-1])
+        if mass <= 0.0:
+            break
+        token = int(torch.searchsorted(cumulative, number * mass, right=True))
+        token = min(token, int(left.nonzero()[-1]))
+        tokens.append(token)
+        left[token] = 0.0
+    return tokens
+
+
+def draw_counters(step: int, node: int, width: int) -> range:
+    """Counters of a node's draws, distinct from those of every other node and of every other step that drafts the same position."""
+    first = (step << 24) + node * 64
+    return range(first, first + width)
+
+
+def tree_rows(widths: list[int]) -> int:
+    """Nodes of a full tree of these widths."""
+    rows, layer = 0, 1
+    for width in widths:
+        layer *= width
+        rows += layer
+    return rows
