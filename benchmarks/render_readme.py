@@ -17,7 +17,6 @@ import typer
 
 from paceline.bench.forward_cost import table_columns, table_rows
 from paceline.bench.report import Column, markdown_table, read_record
-from paceline.bench.tables import COLUMNS, NARROW
 from paceline.core.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,11 +56,43 @@ def result_tables(folder: Path = RESULTS) -> str:
 
 
 def _decode(record: Mapping[str, Any], path: Path) -> str:
-    settings = record["settings"]
+    """One table per batch size: contenders down, workloads across."""
+    settings, rows = record["settings"], record["rows"]
     draft = f" with draft `{settings['draft']}`" if settings["draft"] else ""
-    columns = [column for column in COLUMNS if column.heading in NARROW]
-    heading = f"**Decoding**, `{settings['model']}`{draft}, {settings['dtype']}. Speed-up is over plain decoding (`none`) in the same run."
-    return f"{heading}\n\n{markdown_table(columns, record['rows'])}\n{_source(record, path)}"
+    head = (
+        f"**Decoding**, `{settings['model']}`{draft}, {settings['dtype']}: tokens per second, in brackets the ratio to plain decoding "
+        f"(`none`) in the same run. {_identity(rows)}\n"
+    )
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    columns = [Column("", "method", numeric=False), *(Column(name, name) for name in workloads)]
+    batches = {batch: [row for row in rows if row["batch"] == batch] for batch in sorted({row["batch"] for row in rows})}
+    tables = [f"Batch {batch}:\n\n{markdown_table(columns, _across(mine))}" for batch, mine in batches.items()]
+    return "\n".join([head, *tables, _source(record, path)])
+
+
+def _across(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per contender with its speed under the name of each workload."""
+    merged: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        ratio = f" ({row['speedup']:.2f}x)" if "speedup" in row and row["method"] != "none" else ""
+        merged.setdefault(row["method"], {"method": row["method"]})[row["workload"]] = f"{row['tokens_per_second']:.0f}{ratio}"
+    return list(merged.values())
+
+
+def _identity(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many outputs of our own methods equal plain decoding's; the others are named."""
+    ours = [row for row in rows if row["phase_shares"] and "identical_outputs" in row and row["method"] != "none"]
+    same, whole = sum(row["identical_outputs"] for row in ours), sum(row["prompts"] for row in ours)
+    others = [
+        f"{row['method']} on {row['workload']} (batch {row['batch']}): {row['identical_outputs']} of {row['prompts']}"
+        for row in ours
+        if row["identical_outputs"] < row["prompts"]
+    ]
+    return (
+        f"Outputs of paceline's methods that equal plain decoding's, token for token: {same} of {whole}"
+        + "".join(f"; {entry}" for entry in others)
+        + "."
+    )
 
 
 def _forward_cost(record: Mapping[str, Any], path: Path) -> str:

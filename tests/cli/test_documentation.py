@@ -48,16 +48,12 @@ def test_markers_must_be_there_once() -> None:
 
 
 def decode_record(date: str, tokens_per_second: float) -> dict[str, Any]:
-    row = {
-        "workload": "completion",
-        "batch": 1,
-        "method": "auto",
-        "prompts": 8,
-        "tokens_per_second": tokens_per_second,
-        "speedup": 2.5,
-        "tokens_per_forward": 3.25,
-        "identical_outputs": 8,
-    }
+    shared = {"prompts": 8, "identical_outputs": 8, "phase_shares": {"forward": 1.0}, "batch": 1}
+    rows = [
+        {"workload": "completion", "method": "none", "tokens_per_second": 99.0, "speedup": 1.0, **shared},
+        {"workload": "completion", "method": "auto", "tokens_per_second": tokens_per_second, "speedup": 2.5, **shared},
+        {"workload": "long", "method": "auto", "tokens_per_second": 77.0, "speedup": 0.5, **shared, "identical_outputs": 7},
+    ]
     return {
         "format": 1,
         "name": "decode",
@@ -67,7 +63,7 @@ def decode_record(date: str, tokens_per_second: float) -> dict[str, Any]:
         "settings": {"model": "pocket-code", "draft": None, "dtype": "float32"},
         "notes": [],
         "seeds": {},
-        "rows": [row],
+        "rows": rows,
     }
 
 
@@ -77,7 +73,10 @@ def test_the_newest_record_of_a_kind_is_shown(tmp_path: Path) -> None:
     for date, speed in (("2026-01-02", 222.0), ("2026-01-01", 111.0)):
         (tmp_path / f"{date}-decode-x.json").write_text(json.dumps(decode_record(date, speed)), encoding="utf-8")
     table = render.result_tables(tmp_path)
-    assert "| completion | 1 | auto | 222 | 2.50x | 3.25 | 8/8 |" in table
+    assert "|  | completion | long |" in table
+    assert "| none | 99 |  |" in table
+    assert "| auto | 222 (2.50x) | 77 (0.50x) |" in table
+    assert "15 of 16; auto on long (batch 1): 7 of 8." in table
     assert "111" not in table
     assert "Some CPU, 2 cores; torch 2.13.0; 2026-01-02" in table
 

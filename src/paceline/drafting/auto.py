@@ -97,7 +97,9 @@ class Auto:
         model = None
         if context.draft is not None:
             model = draft_model.DraftModel.build(draft_model.DraftModelConfig(length=config.draft_length), context)
-        return cls(config, ForwardCost(context.probe), model)
+        cost = ForwardCost(context.probe)
+        cost(1)  # probe while loading, not inside the first request
+        return cls(config, cost, model)
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """The drafts with the best expected tokens per second."""
