@@ -105,7 +105,19 @@ def _forward_cost(record: Mapping[str, Any], path: Path) -> str:
     return f"{heading}\n\n{markdown_table(table_columns(record['rows']), rows)}\n{_source(record, path)}"
 
 
-TABLES = {"decode": _decode, "forward-cost": _forward_cost}
+def _plain(record: Mapping[str, Any], path: Path) -> str:
+    """Engines down, models and types across."""
+    merged: dict[str, dict[str, Any]] = {}
+    for row in record["rows"]:
+        cell = f"{row['tokens_per_second']:.0f} ({row['speedup_over_transformers']:.2f}x)"
+        merged.setdefault(row["engine"], {"engine": row["engine"]})[f"{row['model']}, {row['dtype']}"] = cell
+    shown = list(dict.fromkeys(f"{row['model']}, {row['dtype']}" for row in record["rows"]))
+    columns = [Column("", "engine", numeric=False), *(Column(name, name) for name in shown)]
+    heading = "**Plain decoding**, greedy, batch 1: tokens per second, in brackets the ratio to transformers' generate in the same rounds."
+    return f"{heading}\n\n{markdown_table(columns, list(merged.values()))}\n{_source(record, path)}"
+
+
+TABLES = {"decode": _decode, "plain": _plain, "forward-cost": _forward_cost}
 
 
 def _middle(values: Sequence[int]) -> int:

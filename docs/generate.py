@@ -44,16 +44,19 @@ def _method(method: Method) -> str:
         f"changes {method.room}",
     ]
     source = f"\nSource: {method.paper}.\n" if method.paper else ""
+    page = f"\nMore: [{method.name}](methods/{method.name}.md).\n" if (DOCS / "methods" / f"{method.name}.md").exists() else ""
     options = "\n".join(_options(method.load().Config))
     listed = f"\n| option | default | meaning |\n|---|---|---|\n{options}\n" if options else "\nNo options.\n"
     summary = method.summary[0].upper() + method.summary[1:]
-    return f"\n## `{method.name}`\n\n{summary}.\n\n{' · '.join(facts)}\n{source}{listed}"
+    return f"\n## `{method.name}`\n\n{summary}.\n\n{' · '.join(facts)}\n{source}{page}{listed}"
 
 
 def _options(config: Any) -> Iterator[str]:
     meanings = _documented(inspect.getdoc(config) or "")
     for field in dataclasses.fields(config):
-        yield f"| `{field.name}` | `{field.default!r}` | {_cell(meanings.get(field.name, ''))} |"
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown = "required" if default is dataclasses.MISSING else f"`{default!r}`"
+        yield f"| `{field.name}` | {shown} | {_cell(meanings.get(field.name, ''))} |"
 
 
 def _documented(docstring: str) -> dict[str, str]:

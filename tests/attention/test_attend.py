@@ -63,10 +63,7 @@ def reference(
         if segment.scratch_positions is not None:
             place = dict(enumerate(segment.scratch_positions))
         for row in range(segment.rows):
-            if segment.mask is None:
-                seen = offsets[: row + 1]
-            else:
-                seen = [column for column in range(span) if segment.mask[row, column]]
+            seen = offsets[: row + 1] if segment.mask is None else segment.mask[row].nonzero()[:, 0].tolist()
             visible = [(slots[at], at) for at in range(context)] + [(slots[context + at], place[at]) for at in seen]
             if window is not None:
                 visible = [(slot, position) for slot, position in visible if position > positions[start + row] - window]

@@ -53,7 +53,9 @@ def test_penalties_count() -> None:
     path = PlainPath(twins(0.0))
     order = path.logits(PROMPT).argsort(descending=True, stable=True).tolist()
     forbidden = Sampling(logit_bias={order[1]: float("-inf")})
-    assert path.margin(PROMPT, [], forbidden, order[0], order[1]).gap == float("inf")
+    margin = path.margin(PROMPT, [], forbidden, order[0], order[1])
+    assert margin.gap == float("inf")
+    assert margin.top2 > 0.0  # to the third, now that the second is out
 
 
 def test_sampling_ties_lie_at_the_borders_of_the_cumulative_sums() -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from paceline import __version__
 from paceline.cli.app import app
 
-COMMANDS = ("generate", "chat", "demo", "methods", "models", "audit", "bench", "zoo")
+COMMANDS = ("generate", "chat", "demo", "methods", "models", "audit", "bench", "warm", "zoo")
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "matplotlib", "huggingface_hub")
 
 

@@ -20,8 +20,8 @@ FILES, TOKENS = 2, 48
 def demo(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Output folder and standard output of one run."""
     folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    arguments = ["demo", "--quick", "--model", tiny, "--draft", tiny, "--method", "draft-model:length=3", "--out", str(folder)]
-    found = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    arguments = ["demo", "--quick", "--model", tiny, "--draft", tiny, "--method", "draft-model:length=3"]
+    found = CliRunner().invoke(app, [*arguments, "--temperature", "0", "--out", str(folder)], env={"COLUMNS": "160"})
     assert found.exit_code == 0, found.stderr
     return folder, found.stdout
 
@@ -103,6 +103,17 @@ def test_the_page_holds_the_text_run_by_run_and_needs_nothing_else(demo: tuple[P
     assert reader.references == []
     assert not re.search(r"https?://|@import|url\(", page)
     assert "prefers-color-scheme: dark" in page
+
+
+def test_samples_are_identical_too(tiny: str, tmp_path: Path) -> None:
+    arguments = ["--method", "prompt-lookup:min_ngram=1", "--temperature", "0.7", "--seed", "2", "--out", str(tmp_path), "--json"]
+    found = CliRunner().invoke(app, ["demo", "--quick", "--model", tiny, *arguments])
+    assert found.exit_code == 0, found.stderr
+    record = json.loads(found.stdout)
+    assert (record["temperature"], record["seed"]) == (0.7, 2)
+    assert [prompt["verdict"] for prompt in record["prompts"]] == ["identical"] * FILES
+    assert sum(prompt["stats"]["drafted"] for prompt in record["prompts"]) > 0
+    assert "sampled at temperature 0.7" in (tmp_path / "demo.html").read_text(encoding="utf-8")
 
 
 def test_json_is_the_record(tiny: str, tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_stop_bias_and_logprobs_reach_the_engine(tiny: str) -> None:
         (("generate", "TINY", "-p", "x", "--method", "prompt-lookup:depth=3"), 2, "'depth'"),
         (("generate", "TINY", "-p", "x", "--method", "draft-model"), 2, "draft"),
         (("generate", "TINY", "-p", "x", "--dtype", "int8"), 2, "int8"),
+        (("generate", "TINY", "-p", "x", "--device", "tpu"), 2, "'tpu'"),
+        (("generate", "TINY", "-p", "x", "--device", "cuda:99"), 2, "CUDA devices"),
         (("generate", "TINY", "-p", ""), 2, "prompt is empty"),
         (("generate", "BARE", "-p", "x"), 2, "no tokenizer"),
         (("generate", "TINY", "--ids", "5 100000"), 2, "100000"),

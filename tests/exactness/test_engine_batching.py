@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from toy_engines import DRAFTING, METHODS, ids, make, overbook, prompts, toy_llm
+import torch
+from toy_engines import DRAFTING, METHODS, VOCABULARY, ids, make, overbook, prompts, toy_llm
 
+from paceline.bench.audit.toy import toy_decoder
 from paceline.core.request import Request
 from paceline.core.sampling import Sampling
 from paceline.engine.llm import LLM
+from paceline.engine.load import load
 
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=0.8, top_p=0.9, seed=5)
@@ -106,3 +109,17 @@ def test_sliding_window(pair: tuple[LLM, LLM]) -> None:
     assert plain != ids(make(toy_llm(3), pair[1], "none"), ASKED, GREEDY, TOKENS)
     for method in DRAFTING:
         assert ids(make(target, pair[1], method, max_rows=9), ASKED, GREEDY, TOKENS) == plain, method
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_and_fused_kernels(dtype: torch.dtype) -> None:
+    """The fast path of real models, in bit-exact mode so that equal tokens do not hang on luck."""
+    decoders = [toy_decoder(VOCABULARY, seed=seed, layers=layers, dtype=dtype) for seed, layers in ((1, 2), (2, 1))]
+    for decoder in decoders:
+        decoder.pack()
+    target, draft = (load(decoder, "none", device="cpu", kv_tokens=4, exact=True) for decoder in decoders)
+    plain = [ids(make(target, draft, "none", exact=True, prefix_cache=False), [prompt], GREEDY, TOKENS)[0] for prompt in ASKED]
+    methods = METHODS if decoders[0].kernels is not None else ("prompt-lookup", "draft-model:length=3")  # trees need the kernels
+    for method in methods:
+        for options in ({}, {"max_rows": 5}, {"kv_tokens": 90}):
+            assert ids(overbook(make(target, draft, method, exact=True, **options)), ASKED, GREEDY, TOKENS) == plain, (method, options)

@@ -74,3 +74,22 @@ def test_coupling_needs_the_same_seed_and_sample() -> None:
     assert plain_tokens([1, 2, 3], sampling, 20) == tokens
     assert plain_tokens([1, 2, 3], sampling, 20, sample=1) != tokens
     assert plain_tokens([1, 2, 3], Sampling(temperature=1.0, seed=2), 20) != tokens
+
+
+@pytest.mark.usefixtures("strategy")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_branches_that_share_a_beginning_without_sharing_nodes_are_all_followed(temperature: float) -> None:
+    """Lookahead's parallel mode: the branch that goes furthest wins, wherever it stands."""
+    sampling = Sampling(temperature=temperature, repetition_penalty=1.2, seed=5)
+    future = plain_tokens([3, 1], sampling, 6)
+    wrong = [(token + 1) % 12 for token in future]
+    branches = [[future[0], wrong[1]], future[:3], [*future[:2], wrong[2]], future[:5]]
+    token, parent = [1], [-1]
+    for branch in branches:
+        parent.extend([0, *range(len(token), len(token) + len(branch) - 1)])
+        token.extend(branch)
+    tree = TokenTree(tuple(token), tuple(parent))
+    sequence = sequence_of([3, 1], sampling)
+    (verdict,) = Verifier().judge([sequence], [tree], tree_logits(sequence, tree))
+    assert verdict.tokens == tuple(future)
+    assert verdict.accepted == tuple(range(9, 14))

@@ -132,6 +132,7 @@ WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
         Workload("completion", "held-out Python files, continued", completion_texts),
+        Workload("sampled", "held-out Python files, continued at temperature 0.8", completion_texts, Sampling(temperature=0.8, top_p=0.95)),
         Workload("edit", "a held-out piece repeated with one name changed", edit_texts),
         Workload("structured", "tables, enumerations, records, assertions", structured_texts),
         Workload("long", "completion behind about 1,500 tokens", long_texts),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from paceline import __version__
-from paceline.cli import audit, bench, chat, demo, generate, methods, models, zoo
+from paceline.cli import audit, bench, chat, demo, generate, methods, models, warm, zoo
 from paceline.cli.guard import GuardedGroup
 
 app = typer.Typer(
@@ -43,4 +43,5 @@ app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("audit")(audit.audit)
 app.command("bench")(bench.bench)
+app.command("warm")(warm.warm)
 app.add_typer(zoo.app, name="zoo")

@@ -62,6 +62,7 @@ class TapRequest:
         keys: layers whose keys *before* rotation are wanted.
         keys_values: layers whose rotated keys and values are wanted.
         lse: layers whose attention log-sum-exp is wanted.
+        logits: the target's logits at every node of the judged trees; the loop hands them over, a forward has nothing to do for it.
     """
 
     final_hidden: bool = False
@@ -70,6 +71,7 @@ class TapRequest:
     keys: frozenset[int] = frozenset()
     keys_values: frozenset[int] = frozenset()
     lse: frozenset[int] = frozenset()
+    logits: bool = False
 
     def __or__(self, other: TapRequest) -> TapRequest:
         return TapRequest(
@@ -79,6 +81,7 @@ class TapRequest:
             self.keys | other.keys,
             self.keys_values | other.keys_values,
             self.lse | other.lse,
+            self.logits or other.logits,
         )
 
 
@@ -87,7 +90,12 @@ NO_TAPS = TapRequest()
 
 @dataclass(slots=True)
 class Taps:
-    """The tapped tensors of one forward, keyed by layer; rows are those of the batch."""
+    """The tapped tensors of one forward, keyed by layer; rows are those of the batch.
+
+    Args:
+        logits: rows are those of the judged trees instead, one tree after the other in node order; after bias, penalties and bans for the
+            history that leads to each node, before temperature and filters. Possibly the forward's own tensor: not to be modified.
+    """
 
     final_hidden: Float[Tensor, "rows width"] | None = None
     layer_inputs: dict[int, Float[Tensor, "rows width"]] = field(default_factory=dict)
@@ -95,6 +103,7 @@ class Taps:
     keys: dict[int, Float[Tensor, "rows kv_heads head_dim"]] = field(default_factory=dict)
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     lse: dict[int, Float[Tensor, "rows heads"]] = field(default_factory=dict)
+    logits: Float[Tensor, "nodes vocabulary"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

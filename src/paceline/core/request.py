@@ -32,6 +32,7 @@ class Request:
         stop_ids: token ids that end the output (EOS of the model included by the engine unless `ignore_eos`).
         ignore_eos: keep going past the model's EOS.
         priority: larger runs first and is preempted last.
+        tenant: on whose behalf; drafters that remember across requests can keep tenants apart.
 
     Raises:
         UsageError: for an empty prompt or a non-positive limit.
@@ -44,6 +45,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     priority: int = 0
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if not self.ids:

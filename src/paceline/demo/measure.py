@@ -23,35 +23,38 @@ def run_demo(
     tokens: int,
     repeats: int,
     draft: str | None,
+    sampling: Sampling,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> Demo:
-    """Complete every prompt greedily with `llm` and with its plain twin, taking turns so that a drifting machine slows both.
+    """Complete every prompt with `llm` and with its plain twin, taking turns so that a drifting machine slows both.
 
     Args:
-        llm: loaded without prefix cache; otherwise later repeats would find the prompt already read.
+        llm: loaded without prefix cache, otherwise later repeats would find the prompt already read; and coupled, so that samples too
+            must be those of plain decoding.
         tokens: most tokens per completion.
         repeats: of every completion; the median one is kept.
         draft: name of the draft model, for the record.
+        sampling: how tokens are chosen.
         on_progress: told what is being done.
     """
     twin = plain_twin(llm)
     on_progress("warming up")
     for engine in (twin, llm):
-        _complete(engine, prompts[0], min(8, tokens))
+        _complete(engine, prompts[0], min(8, tokens), sampling)
     completions = []
     for number, prompt in enumerate(prompts, start=1):
         plain: list[Side] = []
         fast: list[Side] = []
         for _ in range(repeats):
             on_progress(f"{number} of {len(prompts)}: {prompt.name}")
-            plain.append(_complete(twin, prompt, tokens))
-            fast.append(_complete(llm, prompt, tokens))
+            plain.append(_complete(twin, prompt, tokens, sampling))
+            fast.append(_complete(llm, prompt, tokens, sampling))
         chosen = _median(fast)
         pieces = token_texts(llm, chosen.ids)
         ids = list(llm.request(prompt.prefix).ids)
-        completions.append(Completion(prompt, pieces, _median(plain), chosen, judge(llm, ids, plain[0].ids, chosen.ids)))
+        completions.append(Completion(prompt, pieces, _median(plain), chosen, judge(llm, ids, plain[0].ids, chosen.ids, sampling)))
     dtype = str(llm.runner.decoder.dtype).removeprefix("torch.")
-    return Demo(shown(llm.name), llm.method, None if draft is None else shown(draft), dtype, repeats, tuple(completions))
+    return Demo(shown(llm.name), llm.method, None if draft is None else shown(draft), dtype, repeats, sampling, tuple(completions))
 
 
 def shown(model: str) -> str:
@@ -59,8 +62,8 @@ def shown(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def judge(llm: LLM, prompt: list[int], plain: list[int], fast: list[int]) -> Verdict:
-    """Compare two greedy outputs; a difference is a tie or a violation by the audit's rule on the plain path."""
+def judge(llm: LLM, prompt: list[int], plain: list[int], fast: list[int], sampling: Sampling) -> Verdict:
+    """Compare two outputs; a difference is a tie or a violation by the audit's rule on the plain path."""
     from paceline.bench.audit.margins import PlainPath
 
     at = first_difference(plain, fast)
@@ -68,7 +71,7 @@ def judge(llm: LLM, prompt: list[int], plain: list[int], fast: list[int]) -> Ver
         return Verdict("identical")
     if at >= min(len(plain), len(fast)):  # one of them ended early
         return Verdict("violation", at)
-    margin = PlainPath(llm.runner.decoder, llm.runner.exact).margin(prompt, plain[:at], Sampling(), plain[at], fast[at])
+    margin = PlainPath(llm.runner.decoder, llm.runner.exact).margin(prompt, plain[:at], sampling, plain[at], fast[at])
     return Verdict("tie" if margin.is_tie else "violation", at, margin.top2)
 
 
@@ -85,10 +88,10 @@ def token_texts(llm: LLM, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(pieces)
 
 
-def _complete(llm: LLM, prompt: HeldOutPrompt, tokens: int) -> Side:
+def _complete(llm: LLM, prompt: HeldOutPrompt, tokens: int, sampling: Sampling) -> Side:
     start = perf_counter()
     runs, stats = [], None
-    for chunk in llm.stream(prompt.prefix, max_tokens=tokens):
+    for chunk in llm.stream(prompt.prefix, sampling, max_tokens=tokens):
         runs.append(Run(chunk.token_ids, chunk.drafted, perf_counter() - start))
         stats = chunk.output.stats if chunk.output is not None else stats
     if stats is None:

@@ -33,9 +33,14 @@ def render(demo: Demo) -> str:
 
 def _lede(demo: Demo) -> str:
     draft = f" with draft <b>{escape(demo.draft)}</b>" if demo.draft else ""
+    sampling = demo.sampling
+    if sampling.greedy:
+        manner = "greedily"
+    else:
+        manner = f"sampled at temperature {sampling.temperature:g}: every position has its own random number, so both ways must agree"
     return (
-        f"<b>{escape(demo.model)}</b> completes held-out files of the Python standard library, greedily, in {escape(demo.dtype)}; "
-        f"method <b>{escape(demo.method)}</b>{draft}. Every coloured token was drafted, then accepted because the model itself "
+        f"<b>{escape(demo.model)}</b> completes held-out files of the Python standard library in {escape(demo.dtype)}, {manner}. "
+        f"Method <b>{escape(demo.method)}</b>{draft}. Every coloured token was drafted, then accepted because the model itself "
         "would have written it."
     )
 

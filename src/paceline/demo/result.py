@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paceline.core.sampling import Sampling
     from paceline.engine.output import Stats
     from paceline.zoo.prompts import HeldOutPrompt
 
@@ -40,7 +41,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether two greedy outputs agree.
+    """Whether two outputs agree.
 
     Args:
         kind: `identical`, `tie` (the two candidates were equal up to rounding) or `violation`.
@@ -92,6 +93,7 @@ class Demo:
     draft: str | None
     dtype: str
     repeats: int
+    sampling: Sampling
     completions: tuple[Completion, ...]
 
     def total(self, side: str) -> float:
@@ -136,6 +138,9 @@ class Demo:
             "draft": self.draft,
             "dtype": self.dtype,
             "repeats": self.repeats,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "seed": self.sampling.seed,
             "plain_tokens_per_second": self.total("plain"),
             "tokens_per_second": self.total("fast"),
             "speed_up": self.speed_up,

@@ -39,6 +39,9 @@ class ForwardRunner(Protocol):
     def forward(self, batch: ForwardBatch) -> ForwardResult:
         """Run rows; see `ForwardBatch`."""
 
+    def probe(self, rows: int) -> float:
+        """Seconds of a forward with `rows` rows on this device, now."""
+
 
 @dataclass(frozen=True, slots=True)
 class DraftContext:
@@ -68,7 +71,11 @@ class Drafter(Protocol):
         """One tree per sequence, rooted at its pending token, within its limits."""
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
-        """Learn from what was accepted. `sequences` already hold the emitted tokens; called before finished ones are released."""
+        """Learn from what was accepted. `sequences` already hold the emitted tokens; called before finished ones are released.
+
+        `trees` are the drafter's own. One that taps logits gets the trees as they were judged, composed with others' or not: the rows of
+        `taps.logits` are theirs.
+        """
 
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence that finished, was cancelled or was preempted."""

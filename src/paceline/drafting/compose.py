@@ -38,9 +38,12 @@ class Compose:
         return merged
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
-        """Each part hears of the accepted path as far as its own tree follows it."""
+        """Each part hears of the accepted path as far as its own tree follows it; one that taps logits, of the judged trees."""
         mine = {sequence.uid: at for at, sequence in enumerate(sequences)}
         for part, drafts in zip(self.parts, self._trees, strict=True):
+            if part.taps.logits:
+                part.observe(sequences, trees, verdicts, taps)
+                continue
             if len(drafts) != len(mine):  # somebody was preempted after proposing; the rest is matched by its root
                 drafts = [TokenTree.chain(tree.token[ROOT]) for tree in trees]
             views = [

@@ -22,6 +22,7 @@ class Growth:
     row: list[int | None]
     q: dict[int, Distribution] = field(default_factory=dict)
     frontier: list[int] = field(default_factory=lambda: [ROOT])
+    read: int = 0  # nodes the draft model has read
 
     def add(self, token: int, parent: int) -> int:
         """Append a child; returns its index."""
@@ -80,12 +81,3 @@ def draw_counters(step: int, node: int, width: int) -> range:
     """Counters of a node's draws, distinct from those of every other node and of every other step that drafts the same position."""
     first = (step << 24) + node * 64
     return range(first, first + width)
-
-
-def tree_rows(widths: list[int]) -> int:
-    """Nodes of a full tree of these widths."""
-    rows, layer = 0, 1
-    for width in widths:
-        layer *= width
-        rows += layer
-    return rows

@@ -59,6 +59,7 @@ class LLM:
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         priority: int = 0,
+        tenant: str = "",
     ) -> Request:
         """A validated request.
 
@@ -73,7 +74,7 @@ class LLM:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none; use stop_ids")
         if any(not text for text in stop):
             raise UsageError("a stop string is empty; remove it")
-        return Request(ids, sampling or Sampling(), max_tokens, tuple(stop), frozenset(stop_ids), ignore_eos, priority)
+        return Request(ids, sampling or Sampling(), max_tokens, tuple(stop), frozenset(stop_ids), ignore_eos, priority, tenant)
 
     def generate(
         self,
@@ -84,6 +85,7 @@ class LLM:
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         on_finish: Callable[[int], None] | None = None,
+        tenant: str = "",
     ) -> list[Output]:
         """Generate for one prompt or many, batched.
 
@@ -94,11 +96,12 @@ class LLM:
             stop, stop_ids: strings and ids that end an output.
             ignore_eos: keep going past the model's EOS.
             on_finish: called with the number of tokens of each sequence that finishes (progress).
+            tenant: on whose behalf; see `Request`.
 
         Returns:
             One output per prompt, in their order.
         """
-        requests = [self.request(prompt, sampling, max_tokens, stop, stop_ids, ignore_eos) for prompt in as_list(prompts)]
+        requests = [self.request(prompt, sampling, max_tokens, stop, stop_ids, ignore_eos, tenant=tenant) for prompt in as_list(prompts)]
         groups: list[list[Running]] = []
         try:
             with self._lock:  # inboxes stand before anybody else may step, and a refused request takes back those before it
@@ -125,13 +128,14 @@ class LLM:
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        tenant: str = "",
     ) -> Iterator[Chunk]:
         """Generate one answer piece by piece. Closing the iterator cancels the request and frees its memory.
 
         Raises:
             UsageError: if `sampling.n` is not 1, or as `request`.
         """
-        request = self.request(prompt, sampling, max_tokens, stop, stop_ids, ignore_eos)
+        request = self.request(prompt, sampling, max_tokens, stop, stop_ids, ignore_eos, tenant=tenant)
         if request.sampling.n != 1:
             raise UsageError(f"streaming yields one answer; sampling option n={request.sampling.n} needs generate()")
         return self._stream(request)
@@ -158,9 +162,10 @@ class LLM:
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        tenant: str = "",
     ) -> AsyncIterator[Chunk]:
         """`stream` for `async for`; forwards run in a worker thread, and cancelling the task cancels the request."""
-        chunks = self.stream(prompt, sampling, max_tokens, stop, stop_ids, ignore_eos)
+        chunks = self.stream(prompt, sampling, max_tokens, stop, stop_ids, ignore_eos, tenant)
         try:
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                 yield chunk

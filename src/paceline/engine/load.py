@@ -66,7 +66,7 @@ def load(
     """
     choices = registry.parse(method)
     ledger = Ledger()
-    place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = _device(device)
     decoder, tokenizer, name = _open(model, place, dtype, pack, exact, context)
     ledger.set("weights", decoder.weight_bytes())
     slots = kv_tokens if kv_tokens is not None else default_slots(decoder, max_sequences)
@@ -138,6 +138,19 @@ def _draft_runner(draft: Any, target: Decoder, slots: int, ledger: Ledger, pack:
         )
     ledger.add("weights", decoder.weight_bytes())
     return make_runner(decoder, slots=slots + 64 * 64, ledger=ledger, category="draft_kv")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """Where to run; a GPU if there is one and nothing was named."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device={device!r} is not a device; use cpu, cuda or cuda:N") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={str(device)!r}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return place
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

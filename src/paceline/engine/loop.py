@@ -114,6 +114,8 @@ class Engine:
         trees = self._propose([turn for turn in turns if turn.decides])
         clock.lap("draft")
         feeds = self._reserve(turns, trees)
+        if not feeds:  # the only turn was preempted for lack of room; whoever holds the room goes next
+            return []
         batch = _assemble([feed for _, feed in feeds], self.drafter)
         clock.lap("assemble")
         result = self.runner.forward(batch)
@@ -122,6 +124,8 @@ class Engine:
         sequences = [active.sequence for active, _ in judged]
         judged_trees = [tree for _, tree in judged]
         verdicts = self.verifier.judge(sequences, judged_trees, result.logits) if judged else []
+        if judged and batch.taps.logits:  # before emission: the rows belong to the history that was judged
+            result.taps.logits = self.verifier.processed(sequences, judged_trees, result.logits)
         clock.lap("verify")
         accepted = dict(zip((active.sequence.uid for active, _ in judged), verdicts, strict=True))
         for active, feed in feeds:
@@ -153,7 +157,7 @@ class Engine:
         depth = min(sequence.remaining, self.context - len(sequence.tokens)) - 1  # the target adds one token of its own
         if depth <= 0 or (self.runner.exact is not None and turn.lead):
             return DraftLimits(0, 0)
-        spare = self.runner.memory.free_slots - self.config.scheduler.max_sequences  # drafts never evict or preempt anybody
+        spare = self.runner.memory.free_slots - self.config.scheduler.max_sequences - turn.lead  # drafts never evict or preempt anybody
         nodes = max(0, min(self.config.max_draft, spare // max(1, len(self.scheduler.running))))
         return DraftLimits(nodes, min(depth, nodes))
 

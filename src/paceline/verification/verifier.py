@@ -70,6 +70,19 @@ class Verifier:
         with torch.inference_mode():
             return self._judge(sequences, trees, logits)
 
+    def processed(
+        self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]
+    ) -> Float[Tensor, "nodes vocabulary"]:
+        """Logits of all nodes after bias, penalties and bans: what every law of this step is made from. Arguments as for `judge`.
+
+        Returns:
+            The given tensor itself where no sequence asks for processing.
+        """
+        if all(sequence.request.sampling.plain_logits for sequence in sequences):
+            return logits
+        with torch.inference_mode():
+            return TreeRows(sequences, trees, logits, self._processors).processed(range(len(logits)))
+
     def _judge_greedy(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
         """The common case: one argmax over all rows, one transfer, then plain Python."""
         decided = argmax_ids(logits)

@@ -17,35 +17,51 @@ Path = tuple[tuple[int, ...], tuple[int, ...]]  # accepted nodes; emitted tokens
 
 def follow(tree: TokenTree, decided: Many[int], start: int = 0) -> Path:
     """Walk a tree whose node i has the decision `decided[start + i]`."""
-    accepted, tokens = [], []
-    node: int | None = ROOT
-    while node is not None:
-        token = decided[start + node]
+    tokens = []
+    reached = nodes = [ROOT]
+    while nodes:
+        token = decided[start + nodes[0]]
         tokens.append(token)
-        node = tree.child(node, token)
-        if node is not None:
-            accepted.append(node)
-    return tuple(accepted), tuple(tokens)
+        reached, nodes = nodes, below(tree, nodes, token)
+    return tuple(tree.path(reached[0])), tuple(tokens)
+
+
+def below(tree: TokenTree, nodes: list[int], token: int) -> list[int]:
+    """The children that carry `token`, of nodes that stand for the same text.
+
+    There are several where branches stand side by side without sharing (Lookahead's parallel mode); the walk follows them all, since only
+    what comes later tells which goes furthest.
+    """
+    first = nodes[0]
+    if tree.is_chain:
+        return [first + 1] if first + 1 < len(tree) and tree.token[first + 1] == token else []
+    found = []
+    for child in range(first + 1, len(tree)):
+        parent = tree.parent[child]
+        if parent < first and len(nodes) == 1:  # pre-order: the subtree ends here
+            break
+        if tree.token[child] == token and parent in nodes:
+            found.append(child)
+    return found
 
 
 def matched(rows: TreeRows, members: Many[int]) -> list[Path]:
     """Sample-and-match (or greedy, where settings say so) for some trees of a step, in lockstep."""
-    accepted: dict[int, list[int]] = {member: [] for member in members}
+    reached = {member: [ROOT] for member in members}
     tokens: dict[int, list[int]] = {member: [] for member in members}
     decided: dict[int, int] = {}  # by row
-    live = dict.fromkeys(members, ROOT)
+    live = dict(reached)
     while live:
-        unknown = {member: node for member, node in live.items() if rows.starts[member] + node not in decided}
+        unknown = {member: nodes[0] for member, nodes in live.items() if rows.starts[member] + nodes[0] not in decided}
         if unknown:
             asked = rows.ahead(unknown)
             decided.update(zip(asked, rows.decide(asked), strict=True))
-        reached: dict[int, int] = {}
-        for member, node in live.items():
-            token = decided[rows.starts[member] + node]
+        for member, nodes in list(live.items()):
+            token = decided[rows.starts[member] + nodes[0]]
             tokens[member].append(token)
-            below = rows.trees[member].child(node, token)
-            if below is not None:
-                accepted[member].append(below)
-                reached[member] = below
-        live = reached
-    return [(tuple(accepted[member]), tuple(tokens[member])) for member in members]
+            live[member] = below(rows.trees[member], nodes, token)
+            if live[member]:
+                reached[member] = live[member]
+            else:
+                del live[member]
+    return [(tuple(rows.trees[member].path(reached[member][0])), tuple(tokens[member])) for member in members]

@@ -38,7 +38,7 @@ class Difference:
         prompt: index of the prompt.
         position: index in the output, from 0.
         plain, method: the two tokens; `None` where one output ended before the other.
-        margin: difference of the two largest raw logits of the plain path.
+        margin: difference of the two largest logits of the plain path, penalties applied.
         gap: by how much logits would have to be off for plain decoding to choose the method's token.
         tolerance: the gap that rounding may explain.
         kind: tie (`gap <= tolerance`) or violation.

@@ -21,10 +21,11 @@ from paceline.attention.plan import Exactness
 from paceline.core.batch import ForwardBatch, Segment
 from paceline.core.request import Request, Sequence
 from paceline.core.sampling import Sampling
-from paceline.core.tree import TokenTree
+from paceline.core.tree import ROOT, TokenTree
 from paceline.engine.runner import make_runner
 from paceline.memory.ledger import Ledger
 from paceline.models.decoder import Decoder
+from paceline.verification.processors import Processor
 from paceline.verification.verifier import Verifier
 
 # Largest difference between a forward of one row and one of many, in units of eps * max |logit|, on random decoders of 4 to 32 layers:
@@ -48,7 +49,7 @@ class Margin:
     """How close plain decoding's choice was.
 
     Args:
-        top2: difference of the two largest raw logits.
+        top2: difference of the two largest logits, penalties applied.
         gap: smallest error found with which plain decoding would choose either token.
         tolerance: see the module.
     """
@@ -97,9 +98,21 @@ class PlainPath:
         """How close the two choices are after `output`: read anew, the prefix may favour either."""
         logits = self.logits(prompt + output)
         pick = _Pick(self._verifier, prompt, output, sampling, logits)
-        best = logits.topk(2).values
+        best = _processed(prompt, output, sampling, logits).topk(2).values
         allowed = tolerance(logits, self.decoder.dtype)
         return Margin(float(best[0] - best[1]), max(pick.gap_to(plain), pick.gap_to(other)), allowed)
+
+
+def _processed(
+    prompt: list[int], output: list[int], sampling: Sampling, logits: Float[Tensor, " vocabulary"]
+) -> Float[Tensor, " vocabulary"]:
+    """Logits as sampling options change them for the next token."""
+    rows = logits[None].clone()
+    if not sampling.plain_logits:
+        processor = Processor(sampling, len(prompt), len(logits))
+        processor.catch_up(prompt + output)
+        processor.process(rows, TokenTree.chain((prompt + output)[-1]), [ROOT])
+    return rows[0]
 
 
 class _Pick:

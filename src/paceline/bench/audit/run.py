@@ -117,13 +117,13 @@ class _Audit:
 
     def _greedy(self, rig: Rig, prompts: Prompts, promised: bool) -> tuple[Yardstick, dict[bool, float]]:
         """Greedy identity, logit agreement, and bit identity in bit-exact mode. Returns what the controls are measured by."""
-        chains_only = True
+        ties = True
         if self.exact:
             self._tell("bit identity", 0, 1)
             check = check_bits(rig, rig.engine(self.method, prompts, self.max_tokens), prompts, self.max_tokens, promised=promised)
             self.checks.append(check)
-            chains_only = bool(check.numbers["chains_only"])
-        self._identity("greedy identity", rig, prompts, GREEDY_SETTINGS, promised, coupled=False, ties=not (self.exact and chains_only))
+            ties = not check.numbers["promised"]  # equal bits leave no room for ties
+        self._identity("greedy identity", rig, prompts, GREEDY_SETTINGS, promised, coupled=False, ties=ties)
         self._tell("logit agreement", 0, 1)
         few = _few(prompts)
         measure = yardstick(rig, few, self.max_tokens)

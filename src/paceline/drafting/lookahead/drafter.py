@@ -1,0 +1,258 @@
+"""The drafter: looks the last tokens up in the request's prompt and in the outputs of its scope, and learns from every output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from paceline.core.batch import NO_TAPS, TapRequest, Taps
+from paceline.core.request import Sequence
+from paceline.core.tree import TokenTree
+from paceline.core.verdict import Verdict
+from paceline.drafting.base import DraftContext, DraftLimits
+from paceline.drafting.lookahead.branch_table import BranchTable
+from paceline.drafting.lookahead.budget import Record, critical_length, worthwhile
+from paceline.drafting.lookahead.config import LookaheadConfig
+from paceline.drafting.lookahead.forest_file import Store, read_forest, write_forest
+from paceline.drafting.lookahead.select import Picked, best_branch, best_first, mixed, side_by_side
+from paceline.drafting.lookahead.trie import Forest, Node, segments
+from paceline.planning.cost import ForwardCost
+
+NOTHING = Picked()
+PATIENCE = 8  # idle steps after which only the longest suffix is looked up, but for every eighth step
+
+
+@dataclass(slots=True)
+class Row:
+    """One running sequence.
+
+    Args:
+        prompt: what followed each token in its prompt; nothing where the prompt is not drafted from.
+        inserted: the next position of its text that is to root an output.
+        found, query: candidates of the last step, and the length of the suffix they were found by.
+        idle: steps in a row in which nothing that was found was worth sending.
+    """
+
+    prompt: Forest | None
+    inserted: int
+    found: Picked = field(default_factory=Picked)
+    query: int = 0
+    idle: int = 0
+
+
+class Lookahead:
+    """Drafts many branches from a trie of the prompt and of everything answered before; deterministic, so every verification is exact.
+
+    Zhao et al. 2023, "Lookahead: An Inference Acceleration Framework for Large Language Model with Lossless Generation Accuracy",
+    arXiv 2312.12728. Outputs are learned per scope (`Request.tenant`): no scope drafts from another's.
+    """
+
+    Config = LookaheadConfig
+    taps: TapRequest = NO_TAPS
+
+    def __init__(self, config: LookaheadConfig, context: DraftContext) -> None:
+        self.config, self.vocabulary, self.eos = config, context.vocabulary, context.eos
+        self.cost = ForwardCost(context.probe)
+        self.record = Record(config.max_query)
+        self.stores: dict[str, Store] = {}
+        self._stops = config.stops
+        self._rows: dict[int, Row] = {}
+        self._preempted: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
+        if config.forest:
+            self.load(Path(config.forest))
+        if config.budget != "fixed":
+            self.cost(1)  # probe while loading, not inside the first request
+
+    @classmethod
+    def build(cls, config: LookaheadConfig, context: DraftContext) -> Lookahead:
+        """A drafter for this context.
+
+        Raises:
+            UsageError: if the forest file cannot be used.
+        """
+        return cls(config, context)
+
+    def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
+        """What earlier text says may come next. The sequences share `decoding_length`."""
+        shared = self.config.decoding_length
+        if self.config.budget == "critical":
+            shared = critical_length(self.cost, len(sequences), shared)
+        nodes = shared // len(sequences) - 1 if sequences else 0
+        found: list[Picked] = []
+        for sequence, limit in zip(sequences, limits, strict=True):
+            row = self._row(sequence)
+            row.found, row.query = self._find(sequence, row, min(nodes, limit.nodes), min(self.config.branch_length, limit.depth))
+            found.append(row.found)
+        if self.config.budget == "measured" and any(found):
+            reaches = [self.record.reaches(picked, self._row(sequence).query) for sequence, picked in zip(sequences, found, strict=True)]
+            keep = worthwhile(reaches, len(sequences), self.cost)
+            found = [picked.kept(marks) for picked, marks in zip(found, keep, strict=True)]
+        if self.config.budget == "measured":
+            for sequence, picked in zip(sequences, found, strict=True):
+                row = self._row(sequence)
+                row.idle = 0 if picked else row.idle + 1
+        if self.config.shape == "par":
+            found = [side_by_side(picked, len(picked)) for picked in found]
+        return [picked.tree(sequence.tokens[-1]) for sequence, picked in zip(sequences, found, strict=True)]
+
+    def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
+        """Learn which candidates were right, note new output, and insert a bounded part of what was noted."""
+        stores: dict[int, Store] = {}
+        for sequence, verdict in zip(sequences, verdicts, strict=True):
+            row = self._rows.get(sequence.uid)
+            if row is None:
+                continue
+            if row.found:
+                self.record.observe(row.found, row.query, verdict.tokens)
+                row.found = NOTHING
+            store = self._store(sequence)
+            self._note(store, sequence, row, len(sequence.tokens) - self.config.stored_length)
+            stores[id(store)] = store
+        for store in stores.values():
+            if store.waiting:
+                store.settle(self.config.chunk)
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget the prompt; keep the output, its end with shorter continuations. A preempted sequence goes on later where it stopped."""
+        row = self._rows.pop(sequence.uid, None)
+        if row is None:
+            return
+        if not sequence.finished:
+            self._preempted[sequence] = row.inserted
+            return
+        store = self._store(sequence)
+        self._note(store, sequence, row, len(sequence.tokens))
+        if isinstance(store, Forest) and len(store.changed) >= self.config.squeeze_after:
+            store.squeeze(self.config.max_output_node)
+
+    def memory_bytes(self) -> int:
+        """An estimate of what tries and tables take."""
+        prompts = sum(row.prompt.memory_bytes() for row in self._rows.values() if row.prompt is not None)
+        return prompts + sum(store.memory_bytes() for store in self.stores.values())
+
+    def learn(self, tokens: Many[int], scope: str = "") -> None:
+        """Take a text in as if it had been answered before (warm-up)."""
+        store = self._scoped(scope or self.config.scope)
+        for segment in segments(tokens, self.eos):
+            store.add(segment, 0, len(segment), self._stops)
+
+    def load(self, path: Path) -> None:
+        """Take over the scopes of a file written by `save`; a scope that both have is the file's.
+
+        Raises:
+            UsageError: if the file cannot be used.
+        """
+        self.stores.update(read_forest(path, self._new_store, self.vocabulary))
+
+    def save(self, path: Path) -> None:
+        """Write all scopes to a file that the option `forest` reads. Everything noted is inserted, and trees are squeezed, first.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
+        for store in self.stores.values():
+            store.settle()
+            if isinstance(store, Forest):
+                store.squeeze(self.config.max_output_node)
+        write_forest(path, self.stores, self.vocabulary)
+
+    def _find(self, sequence: Sequence, row: Row, nodes: int, depth: int) -> tuple[Picked, int]:
+        """Candidates below the pending token in pre-order, and the length of the suffix they follow."""
+        if nodes < 1 or depth < 1:
+            return NOTHING, 0
+        store = self._store(sequence)
+        if isinstance(store, BranchTable):
+            if len(sequence.tokens) < 2:
+                return NOTHING, 0
+            branches = 1 if self.config.shape == "one" else max(1, -(-nodes // store.length))
+            first, second = sequence.tokens[-2:]
+            return store.draft(first, second, branches, nodes, depth), min(2, self.config.max_query)
+        best, size = NOTHING, 0
+        longest = min(self.config.max_query, len(sequence.tokens))
+        # Where drafts do not pay, host time should not be spent on weak evidence; what matches well is still found at once.
+        shortest = longest if row.idle > PATIENCE and row.idle % PATIENCE else 1
+        for length in range(longest, shortest - 1, -1):
+            query = sequence.tokens[-length:]
+            if length == 1 and query[0] in self._stops:
+                break
+            prompt = row.prompt.find(query, self.config.chunk) if row.prompt is not None else None
+            outputs = store.find(query, self.config.chunk) if self.config.source != "input" else None
+            picked = self._pick(prompt, outputs, nodes, depth)
+            if len(picked) > len(best):
+                best, size = picked, length
+            if len(best) >= min(self.config.branch_length, nodes, depth):
+                break
+        return best.in_preorder(), size
+
+    def _pick(self, prompt: Node | None, outputs: Node | None, nodes: int, depth: int) -> Picked:
+        """The best candidates below the place that a query led to in each source."""
+        config = self.config
+        only = prompt or outputs
+        if only is None:
+            return NOTHING
+        if config.shape == "one":
+            first = prompt if prompt is not None and prompt.below else outputs or only  # as in a tree, the prompt ranks first
+            return best_branch(first, min(nodes, depth))
+        if prompt is None or outputs is None:
+            return best_first(only, nodes, depth)
+        reserve = (int(config.reserve_input * nodes), int(config.reserve_output * nodes))
+        return mixed(prompt, outputs, config.output_weight, nodes, depth, reserve)
+
+    def _row(self, sequence: Sequence) -> Row:
+        row = self._rows.get(sequence.uid)
+        if row is None:
+            prompt = None
+            if self.config.source != "output" and self.config.store == "trie":
+                prompt = Forest(self.config.stored_length, self.config.max_node)
+                for segment in segments(sequence.request.ids, self.eos):
+                    prompt.add(segment, 0, len(segment))
+            # The last prompt token roots an output: what an answer begins with is learned too, and nothing else of the prompt.
+            row = Row(prompt, self._preempted.pop(sequence, sequence.prompt_length - 1))
+            self._rows[sequence.uid] = row
+        return row
+
+    def _note(self, store: Store, sequence: Sequence, row: Row, stop: int) -> None:
+        """Hand the positions before `stop` to the store, with all the text there is behind them, cut at end-of-sequence ids."""
+        start = row.inserted
+        if stop <= start or self.config.source == "input":
+            return
+        row.inserted = stop
+        lead = 1 if start > 0 and self.config.store == "table" else 0  # pairs need the token before
+        text = sequence.tokens[start - lead : stop + self.config.stored_length]
+        at = start - lead
+        for segment in _placed(text, self.eos):
+            first = segment[0] + at
+            store.add(segment[1], start - first if start > first else 0, stop - first, self._stops)
+
+    def _store(self, sequence: Sequence) -> Store:
+        return self._scoped(sequence.request.tenant or self.config.scope)
+
+    def _scoped(self, scope: str) -> Store:
+        """The scope's outputs, now the most recently used."""
+        store = self.stores.pop(scope, None)
+        if store is None:
+            store = self._new_store()
+            while len(self.stores) >= self.config.max_scopes:
+                del self.stores[next(iter(self.stores))]
+        self.stores[scope] = store
+        return store
+
+    def _new_store(self) -> Store:
+        config = self.config
+        if config.store == "trie":
+            return Forest(config.stored_length)
+        branches = max(1, config.decoding_length // max(1, config.branch_length))
+        return BranchTable(self.vocabulary, config.branch_length, branches, config.table_bytes)
+
+
+def _placed(text: Many[int], eos: frozenset[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """The stretches between end-of-sequence ids with the index each begins at."""
+    found: list[tuple[int, tuple[int, ...]]] = []
+    begin = 0
+    for at in (*(at for at, token in enumerate(text) if token in eos), len(text)):
+        if at > begin:
+            found.append((begin, tuple(text[begin:at])))
+        begin = at + 1
+    return found

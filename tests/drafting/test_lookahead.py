@@ -1,0 +1,293 @@
+"""Lookahead as a drafter: what it learns, what it forgets, what it sends, and the reference's mistakes it must not repeat."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from lookahead_games import VOCABULARY, drafted, lookahead, paths, play
+
+from paceline.core.errors import UsageError
+from paceline.core.registry import parse
+from paceline.core.request import FinishReason, Request, Sequence
+from paceline.core.rng import key
+from paceline.drafting.base import DraftLimits
+from paceline.drafting.lookahead.budget import Record, critical_length, worthwhile
+from paceline.drafting.lookahead.select import Picked, best_first, side_by_side
+from paceline.drafting.lookahead.trie import Forest
+from paceline.verification.walk import follow
+
+
+def cycle(tokens: list[int]) -> int:
+    """A deterministic model whose next token depends on the last alone and repeats after 200 tokens."""
+    return (tokens[-1] * 21 + 13) % VOCABULARY
+
+
+@pytest.mark.parametrize("length", [3, 7, 12])
+@pytest.mark.parametrize("mode", ["hier_mix", "par_output", "one_output", "one_mix"])
+@pytest.mark.parametrize("tokens", [40, 41, 66])
+def test_a_warm_replay_needs_no_forward_too_many(length: int, mode: str, tokens: int) -> None:
+    drafter = lookahead(branch_length=length, mode=mode)
+    _, cold = play(drafter, [5, 18], tokens, cycle)
+    _, warm = play(drafter, [5, 18], tokens, cycle)
+    assert len(cold) == tokens  # nothing repeats within the answer
+    assert len(warm) == -(-tokens // (length + 1))  # the prompt's forward drafts too, which the page's count leaves out
+
+
+@pytest.mark.parametrize("options", [{"decoding_length": 1}, {"branch_length": 0}])
+@pytest.mark.parametrize("store", ["trie", "table"])
+def test_no_rows_or_no_depth_is_plain_decoding(options: dict[str, int], store: str) -> None:
+    drafter = lookahead(store=store, **options)
+    for _ in range(2):
+        _, trees = play(drafter, [5, 18, 5, 18], 30, cycle)
+        assert [len(tree) for tree in trees] == [1] * 30
+
+
+def test_an_empty_forest_drafts_nothing() -> None:
+    assert len(drafted(lookahead(), [1, 2, 3])) == 1
+
+
+def test_prompts_are_released_and_outputs_stay() -> None:
+    drafter = lookahead()
+    sequence, trees = play(drafter, [1, 2, 3, 4, 1, 2], 3, lambda tokens: 7)
+    assert (3, 4) in paths(trees[0])
+    assert all(len(drafted(drafter, [9, token])) == 1 for token in (1, 3, 4))  # nobody else sees the prompt
+    assert paths(drafted(drafter, [9, 2])) == {(7,), (7, 7), (7, 7, 7)}  # but the answer, from the border on
+    stored = {token for tree in drafter.stores[""].trees.values() for token in tree.root.below}  # type: ignore[union-attr]
+    assert stored == {7}
+    assert sequence.uid not in drafter._rows
+
+
+def test_id_zero_is_like_any_other() -> None:
+    drafter = lookahead()
+    drafter.learn([4, 0, 5, 0, 0, 6])
+    tree = drafted(drafter, [4, 0])
+    assert tree.token[0] == 0
+    assert (5, 0, 0, 6) in paths(tree)
+
+
+def test_end_of_sequence_is_never_drafted_and_does_not_hide_the_rest_of_a_prompt() -> None:
+    drafter = lookahead(eos=(9,))
+    tree = drafted(drafter, [1, 2, 9, 3, 4, 5, 9, 3])
+    assert paths(tree) == {(4,), (4, 5)}
+    drafter.learn([7, 8, 9, 7, 6])
+    assert paths(drafted(drafter, [7])) == {(8,), (6,)}
+    play(drafter, [50], 6, lambda tokens: 9 if len(tokens) == 3 else 60 + len(tokens))
+    assert all(9 not in path for path in paths(drafted(drafter, [61])))
+    assert paths(drafted(drafter, [64])) == {(65,), (65, 66)}
+
+
+def test_the_longer_suffix_wins_and_a_smaller_result_never_replaces_a_larger_one() -> None:
+    drafter = lookahead(branch_length=3)
+    drafter.learn([1, 2, 3, 4, 5, 6])
+    drafter.learn([8, 2, 7])
+    assert paths(drafted(drafter, [1, 2])) == {(3,), (3, 4), (3, 4, 5)}  # full length: the shorter suffix is not asked
+    assert (7,) in paths(drafted(drafter, [9, 2]))
+    assert (3, 4, 5) in paths(drafted(drafter, [8, 2]))  # (7,) alone is smaller than what follows 2 anywhere
+
+
+def test_stop_words_are_no_query_by_themselves_and_root_nothing() -> None:
+    drafter = lookahead(stop_words="2x3")
+    drafter.learn([1, 2, 5, 6, 2, 7])
+    assert len(drafted(drafter, [9, 2])) == 1
+    assert paths(drafted(drafter, [1, 2])) == {(5,), (5, 6), (5, 6, 2), (5, 6, 2, 7)}
+    assert 2 not in drafter.stores[""].trees  # type: ignore[union-attr]
+
+
+def test_tenants_never_see_one_another() -> None:
+    drafter = lookahead()
+    play(drafter, [5], 20, cycle, tenant="a")
+    assert len(drafted(drafter, [5], tenant="b")) == 1
+    assert len(drafted(drafter, [5])) == 1
+    assert len(drafted(drafter, [5], tenant="a")) > 10
+
+
+def test_the_tenant_unused_longest_is_forgotten() -> None:
+    drafter = lookahead(max_scopes=2)
+    for tenant in ("a", "b"):
+        play(drafter, [5], 20, cycle, tenant=tenant)
+    drafted(drafter, [5], tenant="a")
+    play(drafter, [5], 20, cycle, tenant="c")
+    assert set(drafter.stores) == {"a", "c"}
+
+
+@pytest.mark.parametrize("mode", ["hier_mix", "hier_input", "hier_output", "par_mix", "one_mix", "one_input", "one_output"])
+def test_sources(mode: str) -> None:
+    drafter = lookahead(mode=mode)
+    drafter.learn([1, 20, 21])
+    found = {path[0] for path in paths(drafted(drafter, [1, 30, 31, 1]))}
+    shape, _, source = mode.partition("_")
+    expected = {"mix": {20, 30}, "input": {30}, "output": {20}}[source]
+    assert found == ({30} if (shape, source) == ("one", "mix") else expected)  # the prompt ranks first
+
+
+@pytest.mark.parametrize("mode", ["hier_mix", "par_mix", "one_mix"])
+@pytest.mark.parametrize("store", ["trie", "table"])
+@pytest.mark.parametrize("limit", [DraftLimits(5, 64), DraftLimits(64, 2), DraftLimits(0, 0)])
+def test_limits_hold(mode: str, store: str, limit: DraftLimits) -> None:
+    drafter = lookahead(mode=mode, store=store, decoding_length=20)
+    for first in range(20):
+        drafter.learn([1, 2, first, *range(first, first + 30)])
+    drafter.stores[""].settle()
+    tree = drafted(drafter, [1, 2], limit.nodes, limit.depth)
+    assert len(tree) - 1 <= min(limit.nodes, 19)
+    assert max(tree.depth) <= min(limit.depth, 12)
+    assert (len(tree) > 1) == (limit.depth > 0)
+
+
+@pytest.mark.parametrize(("batch", "each"), [(1, 64), (4, 16), (16, 4), (40, 1)])
+def test_a_batch_shares_the_rows_once(batch: int, each: int) -> None:
+    drafter = lookahead()
+    for first in range(30):
+        drafter.learn([1, *range(first, first + 20)])
+    sequences = [Sequence(uid, Request((1,))) for uid in range(batch)]
+    trees = drafter.propose(sequences, [DraftLimits(64, 64)] * batch)
+    assert [len(tree) for tree in trees] == [each] * batch
+
+
+def test_preemption_counts_nothing_twice() -> None:
+    whole, broken = lookahead(), lookahead()
+    play(whole, [5], 60, cycle)
+    sequence, _ = play(broken, [5], 30, cycle, finish=False)
+    broken.release(sequence)  # preempted
+    assert not broken._rows
+    more = Sequence(sequence.uid, Request((5,), max_tokens=60), tokens=sequence.tokens)
+    broken._preempted[more] = broken._preempted.pop(sequence)
+    while more.remaining:
+        broken.propose([more], [DraftLimits(0, 0)])
+        more.tokens.append(cycle(more.tokens))
+    more.finish_reason = FinishReason.LENGTH
+    broken.release(more)
+    for drafter in (whole, broken):
+        drafter.stores[""].settle()
+    first, second = (
+        {token: tree.root.freq for token, tree in drafter.stores[""].trees.items()}  # type: ignore[union-attr]
+        for drafter in (whole, broken)
+    )
+    assert first == second
+    assert max(first.values()) == 1
+
+
+def test_insertion_per_step_is_bounded_and_nothing_is_lost() -> None:
+    drafter = lookahead(chunk=3)
+    drafter.learn(list(range(100)))
+    before = drafter.stores[""].waiting
+    sequence = Sequence(10**6, Request((150,), max_tokens=50))
+    drafter.propose([sequence], [DraftLimits(4, 4)])
+    assert before - drafter.stores[""].waiting <= 3
+    play(drafter, [170], 1, cycle)
+    assert before - drafter.stores[""].waiting <= 6
+    drafter.stores[""].settle()
+    assert (1, 2, 3) in paths(drafted(drafter, [0]))
+
+
+def test_large_trees_are_squeezed_when_a_request_ends() -> None:
+    drafter = lookahead(max_output_node=30, squeeze_after=1)
+    for first in range(20):
+        play(drafter, [1], 20, lambda tokens, first=first: (tokens[-1] * 7 + first) % VOCABULARY)  # type: ignore[misc]
+    store = drafter.stores[""]
+    store.settle()
+    drafter.release(play(drafter, [1], 2, cycle, finish=False)[0])
+    play(drafter, [1], 2, cycle)
+    assert isinstance(store, Forest)
+    assert all(tree.size <= 30 for token, tree in store.trees.items() if token not in store.changed)
+    assert len(store.changed) <= 1
+
+
+def test_side_by_side_branches_are_accepted_like_the_tree() -> None:
+    forest = Forest(4)
+    for text in ([1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 5, 7], [1, 8, 9]):
+        forest.add(tuple(text), 0, 1)
+    node = forest.find([1])
+    assert node is not None
+    picked = best_first(node, 64, 4).in_preorder()
+    tree, flat = picked.tree(1), side_by_side(picked, 1000).tree(1)
+    assert len(flat) > len(tree)
+    for wanted in ([2, 3, 4, 0], [2, 5, 6, 0], [2, 5, 7, 0], [2, 5, 0], [8, 9, 0], [3], [2, 0]):
+
+        def accepted(draft, wanted=wanted):  # type: ignore[no-untyped-def]
+            return follow(draft, [wanted[min(depth, len(wanted) - 1)] for depth in draft.depth])
+
+        nodes, tokens = accepted(tree)
+        flat_nodes, flat_tokens = accepted(flat)
+        assert tokens == flat_tokens
+        assert len(nodes) == len(flat_nodes)
+        assert all(flat.parent[below] == above for above, below in pairwise((0, *flat_nodes)))  # one branch, not pieces of two
+
+
+def test_measured_budget_sends_what_pays() -> None:
+    free, dear = lookahead(budget="measured", rows_cost=0.0), lookahead(budget="measured", rows_cost=1.0)
+    for drafter in (free, dear):
+        play(drafter, [5], 60, cycle)
+    assert len(drafted(free, [5])) == 13
+    assert len(drafted(dear, [5])) == 1
+
+
+def test_measured_budget_stops_on_text_that_cannot_be_drafted_and_comes_back() -> None:
+    drafter = lookahead(budget="measured", rows_cost=0.2)
+    sizes = [len(tree) - 1 for tree in play(drafter, [1], 300, lambda tokens: key(1, len(tokens)) % 20)[1]]
+    assert sum(sizes[:50]) > 10
+    assert sum(sizes[-100:]) < 0.2 * 100
+    for _ in range(3):
+        _, trees = play(drafter, [103], 60, cycle)
+    assert len(trees) < 20
+
+
+def test_where_drafts_do_not_pay_only_the_longest_suffix_is_looked_up_mostly() -> None:
+    drafter = lookahead(budget="measured", rows_cost=1.0)
+    drafter.learn([1, 2, 3, 4] * 5)
+    sequence = Sequence(10**7, Request((9, 2), max_tokens=1000))
+    found = []
+    for step in range(40):
+        drafter.propose([sequence], [DraftLimits(64, 64)])
+        found.append(len(drafter._rows[sequence.uid].found))
+        sequence.tokens += [9, 2] if step < 38 else [1, 2]
+    assert all(found[:8])
+    assert 2 <= sum(size > 0 for size in found[10:39]) <= 5
+    assert found[39] > 0
+
+
+def test_the_critical_length_is_where_rows_stop_being_free() -> None:
+    cost = lambda rows: 1.0 if rows <= 8 else rows / 8  # noqa: E731
+    assert critical_length(cost, 1, 64) == 8
+    assert critical_length(cost, 8, 64) == 8
+    assert critical_length(lambda rows: float(rows), 1, 64) == 1
+    assert critical_length(lambda rows: 1.0, 1, 64) == 64
+    drafter = lookahead(budget="critical", rows_cost=0.05)
+    play(drafter, [5], 60, cycle)
+    assert len(drafted(drafter, [5])) == 3
+
+
+def test_worthwhile_keeps_trees_and_weighs_sequences_together() -> None:
+    keep = worthwhile([[0.9, 0.8, 0.1], [0.2, 0.1]], 2, lambda rows: 1.0 + 0.2 * (rows - 2))
+    assert keep == [[True, True, False], [False, False]]
+    assert worthwhile([[], []], 2, lambda rows: 1.0) == [[], []]
+
+
+def test_the_record_learns_conditional_chances() -> None:
+    record = Record(2)
+    picked = Picked([1, 2, 3], [-1, 0, -1], [0, 2, 4])
+    for _ in range(200):
+        record.observe(picked, 1, [1, 9])
+    first, second, third = record.reaches(picked, 1)
+    assert first > 0.97
+    assert second < 0.03
+    assert third < 0.03
+    untouched = record.reaches(picked, 2)
+    assert untouched == Record(2).reaches(picked, 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lookahead:decoding_length=0",
+        "lookahead:mode=wide_mix",
+        "lookahead:stop_words=a",
+        "lookahead:store=table,mode=hier_input",
+        "lookahead:output_weight=2",
+        "lookahead:reserve_output=0.7,reserve_input=0.7",
+    ],
+)
+def test_impossible_options_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="lookahead"):
+        parse(text)[0].config()

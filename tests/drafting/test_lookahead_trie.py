@@ -1,0 +1,194 @@
+"""Laws of the tries: counts, order of insertion, squeezing, and that selection finds what the thresholds of the paper would."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.drafting.lookahead.select import Picked, best_branch, best_first, mixed, side_by_side
+from paceline.drafting.lookahead.trie import Forest, Node, segments
+
+TEXTS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=30), min_size=1, max_size=6)
+
+
+def grown(texts: list[list[int]], depth: int = 4) -> Forest:
+    forest = Forest(depth)
+    for text in texts:
+        forest.add(tuple(text), 0, len(text))
+    forest.settle()
+    return forest
+
+
+def counts(forest: Forest) -> dict[tuple[int, ...], float]:
+    """Frequency of every path, roots first."""
+    found: dict[tuple[int, ...], float] = {}
+
+    def read(path: tuple[int, ...], node: Node) -> None:
+        for token, child in node.below.items():
+            found[*path, token] = child.freq
+            read((*path, token), child)
+
+    for token, tree in forest.trees.items():
+        read((token,), tree.root)
+    return found
+
+
+@given(TEXTS)
+def test_every_ngram_is_counted_once_per_occurrence(texts: list[list[int]]) -> None:
+    expected: Counter[tuple[int, ...]] = Counter()
+    for text in texts:
+        for at in range(len(text)):
+            for length in range(2, 6):
+                if at + length <= len(text):
+                    expected[tuple(text[at : at + length])] += 1
+    forest = grown(texts)
+    assert counts(forest) == expected
+    assert forest.size == len(expected)
+    assert forest.waiting == 0
+
+
+@given(TEXTS, st.randoms(use_true_random=False), st.integers(1, 9))
+def test_neither_order_nor_chunks_of_insertion_change_counts(texts: list[list[int]], random, chunk: int) -> None:  # type: ignore[no-untyped-def]
+    forest = Forest(4)
+    shuffled = list(texts)
+    random.shuffle(shuffled)
+    for text in shuffled:
+        forest.add(tuple(text), 0, len(text))
+        forest.find([random.randrange(5)], chunk)
+        assert forest.settle(chunk) <= chunk
+    while forest.waiting:
+        forest.settle(chunk)
+    assert counts(forest) == counts(grown(texts))
+
+
+@given(TEXTS, st.integers(1, 20))
+def test_squeezing_never_raises_a_count_and_reaches_the_bound(texts: list[list[int]], bound: int) -> None:
+    forest = grown(texts * 2)
+    before = counts(forest)
+    forest.squeeze(bound)
+    after = counts(forest)
+    assert all(freq <= before[path] for path, freq in after.items())
+    assert all(tree.size <= bound and tree.size == tree.root.count() for tree in forest.trees.values())
+    small = {token for token in range(5) if sum(path[0] == token for path in before) <= bound}
+    assert all(after.get(path) == freq for path, freq in before.items() if path[0] in small)  # what fits stays as it was
+
+
+def test_a_squeezed_tree_keeps_what_is_frequent() -> None:
+    forest = grown([[1, 2, 3]] * 4 + [[1, 5, 6]])
+    forest.squeeze(2)
+    assert counts(forest)[1, 2, 3] == 2.0
+    assert (1, 5) not in counts(forest)
+
+
+def test_a_limited_forest_stops_growing() -> None:
+    forest = Forest(4, limit=10)
+    text = [0, *range(1, 100), 0, 7, 7, 7]
+    forest.add(tuple(text * 3), 0, 3 * len(text))
+    forest.settle()
+    assert max(tree.size for tree in forest.trees.values()) <= 10 + 4
+
+
+def test_a_lookup_updates_its_tree_alone_and_by_a_chunk() -> None:
+    forest = Forest(2)
+    forest.add((1, 2) * 50, 0, 100)
+    assert forest.waiting == 99
+    node = forest.find([1], chunk=10)
+    assert node is not None
+    assert node.freq == 10
+    assert forest.waiting == 89
+    assert forest.find([3]) is None
+    assert forest.find([1, 1]) is None
+
+
+def test_segments_end_at_end_of_sequence() -> None:
+    assert segments([9, 1, 2, 9, 9, 0, 3], frozenset({9})) == [(1, 2), (0, 3)]
+    assert segments([1, 2], frozenset({9})) == [(1, 2)]
+
+
+def scores(prompt: Forest | None, outputs: Forest | None, token: int, depth: int, weight: float) -> dict[tuple[int, ...], float]:
+    """The paper's common score of every node below `token`."""
+    sources = [({} if forest is None else counts(forest)) for forest in (prompt, outputs)]
+    every = {path[1:] for source in sources for path in source if path[0] == token and 1 < len(path) <= depth + 1}
+    return {path: (1 - weight) * sources[0].get((token, *path), 0) + weight * sources[1].get((token, *path), 0) for path in every}
+
+
+def paths_of(picked: Picked) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(picked.token, picked.parent, strict=True):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return found
+
+
+@settings(max_examples=200)
+@given(TEXTS, st.integers(1, 30), st.integers(1, 5))
+def test_best_first_takes_the_highest_counts(texts: list[list[int]], budget: int, depth: int) -> None:
+    forest = grown(texts, 5)
+    for token in range(5):
+        node = forest.find([token])
+        if node is None:
+            continue
+        every = scores(None, forest, token, depth, 1.0)
+        picked = best_first(node, budget, depth)
+        assert len(picked) == min(budget, len(every))
+        assert len(set(paths_of(picked))) == len(picked)
+        assert sorted((every[path] for path in paths_of(picked)), reverse=True) == sorted(every.values(), reverse=True)[: len(picked)]
+        assert sorted(paths_of(picked.in_preorder())) == sorted(paths_of(picked))
+        picked.in_preorder().tree(token)  # refuses anything but pre-order
+
+
+@settings(max_examples=200)
+@given(TEXTS, TEXTS, st.integers(1, 20), st.integers(1, 4))
+def test_an_overfull_mixture_keeps_reserved_outputs_and_then_the_best(
+    prompt_texts: list[list[int]], output_texts: list[list[int]], budget: int, depth: int
+) -> None:
+    prompt, outputs = grown(prompt_texts), grown(output_texts)
+    weight = 1e-4
+    for token in range(5):
+        p, o = prompt.find([token]), outputs.find([token])
+        if p is None or o is None:
+            continue
+        every = scores(prompt, outputs, token, depth, weight)
+        alone = scores(None, outputs, token, depth, 1.0)
+        picked = paths_of(mixed(p, o, weight, budget, depth, (0, budget // 2)))
+        assert len(picked) == min(budget, len(every)) == len(set(picked))
+        if len(every) <= budget:
+            continue
+        highest = sorted(alone.values(), reverse=True)[: budget // 2]
+        assert sorted((alone.get(path, 0.0) for path in picked), reverse=True)[: len(highest)] >= highest
+        threshold = min((every[path] for path in picked if path not in alone), default=0.0)
+        left_out = [path for path in every if path not in picked and every[path] > threshold + 1e-9 and path not in alone]
+        assert not left_out or not any(path not in alone for path in picked)
+
+
+def test_prompt_nodes_survive_an_overfull_mixture() -> None:
+    """The reference drops every prompt-only node here."""
+    prompt, outputs = grown([[1, 90, 91]]), grown([[1, token, 50, 51] for token in range(2, 40)])
+    p, o = prompt.find([1]), outputs.find([1])
+    assert p is not None
+    assert o is not None
+    picked = mixed(p, o, 1e-4, 10, 4, (0, 5))
+    assert {(90,), (90, 91)} <= set(paths_of(picked))
+    assert sum(path[0] != 90 for path in paths_of(picked)) >= 5
+
+
+def test_one_branch_and_branches_side_by_side() -> None:
+    forest = grown([[1, 2, 3]] * 3 + [[1, 2, 4], [1, 5, 6]])
+    node = forest.find([1])
+    assert node is not None
+    assert best_branch(node, 2).token == [2, 3]
+    tree = best_first(node, 10, 4).in_preorder()
+    flat = side_by_side(tree, 100)
+    assert flat.tree(1).children()[0] == [1, 3, 5]
+    leaves = {path for path in paths_of(tree) if not any(other[: len(path)] == path and other != path for other in paths_of(tree))}
+    assert {path for path in paths_of(flat) if len(path) == 2} == leaves == {(2, 3), (2, 4), (5, 6)}
+    assert len(side_by_side(tree, 3)) == 3
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_no_room_no_draft(depth: int) -> None:
+    node = grown([[1, 2, 3]]).find([1])
+    assert node is not None
+    assert len(best_first(node, depth, depth)) == depth
