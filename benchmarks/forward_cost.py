@@ -13,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -38,6 +37,8 @@ def main(
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print a table, and write a record with --json."""
+    import torch
+
     console = Console(width=160)
     try:
         plan = Plan(

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
@@ -76,6 +75,8 @@ def main(
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print a table, and write a record with --json."""
+    import torch
+
     console = Console(width=140)
     try:
         rows = []

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# OpenMP threads that wait for each other spin. On a machine with anything else to do they would spin for whole time slices and make a
+# forward a hundred times slower; this bound (about 0.1 ms) costs nothing on a quiet one. Read once, when torch loads (docs/decisions/0008).
+if "torch" not in sys.modules:
+    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 # Heavy rooms load on first use, so that `import paceline` and `paceline --help` stay instant.
 _EXPORTS = {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paceline.demo.result import Demo
+    from paceline.engine.llm import LLM
 
 MODEL, DRAFT = "pocket-code", "pocket-code-draft"
 # Not greedy: a model this small soon repeats itself then, and repetitions are too easy to draft to show anything.
@@ -50,20 +51,31 @@ def demo(
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     size = QUICK if quick else FULL
     chosen = draft or (DRAFT if model == MODEL else None)
-    llm = options.open_model(model, method, chosen, dtype, device, coupled=True, prefix_cache=False, sequences=1)
-    if llm.tokenizer is None:
+    plain = options.open_model(model, "none", dtype=dtype, device=device, prefix_cache=False, sequences=1)
+    if plain.tokenizer is None:
         raise UsageError(f"{model!r} has no tokenizer, and the demo completes text; choose another --model")
     _check_folder(out_folder)
-    from paceline.demo.measure import run_demo
+    from paceline.demo.measure import run_demo, settle
 
     prompts = held_out_prompts(size["files"])
     with _progress(silent=json) as report:
-        result = run_demo(llm, prompts, size["tokens"], size["repeats"], chosen, sampling, report)
+        report("measuring this machine")
+        settle(plain, prompts[0], sampling)  # before loading the method, which may measure too
+        llm = accelerated(plain, method, chosen)
+        result = run_demo(llm, plain, prompts, size["tokens"], size["repeats"], chosen, sampling, report)
     record = _write(result, out_folder, report=not json)
     if json:
         print_json(record)
     if result.violated:
         raise AuditFailure("accelerated output differs from plain decoding; run `paceline audit` for the whole examination")
+
+
+def accelerated(plain: LLM, method: str, draft: str | None) -> LLM:
+    """The weights of `plain` with a method, coupled so that samples must agree."""
+    from paceline.engine.load import load
+
+    device = plain.runner.decoder.device
+    return load(plain, method, draft=draft, device=device, coupled=True, max_sequences=1, prefix_cache=False)
 
 
 def demo_table(result: Demo) -> Table:

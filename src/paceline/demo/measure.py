@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING
 
 from paceline.core.sampling import Sampling
 from paceline.demo.result import Completion, Demo, Run, Side, Verdict
-from paceline.demo.twin import first_difference, plain_twin
+from paceline.demo.threads import settle_threads
+from paceline.demo.twin import first_difference
 
 if TYPE_CHECKING:
     from paceline.engine.llm import LLM
     from paceline.zoo.prompts import HeldOutPrompt
 
+PROBE_TOKENS = 6  # per thread setting tried
+
+
+def settle(plain: LLM, prompt: HeldOutPrompt, sampling: Sampling) -> int:
+    """Choose the number of threads by a few tokens of plain decoding."""
+    return settle_threads(lambda: _complete(plain, prompt, PROBE_TOKENS, sampling).stats.decode_seconds)
+
 
 def run_demo(
     llm: LLM,
+    twin: LLM,
     prompts: Sequence[HeldOutPrompt],
     tokens: int,
     repeats: int,
@@ -26,18 +35,18 @@ def run_demo(
     sampling: Sampling,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> Demo:
-    """Complete every prompt with `llm` and with its plain twin, taking turns so that a drifting machine slows both.
+    """Complete every prompt with `llm` and with `twin`, taking turns so that a drifting machine slows both.
 
     Args:
         llm: loaded without prefix cache, otherwise later repeats would find the prompt already read; and coupled, so that samples too
             must be those of plain decoding.
+        twin: the same weights, decoded plainly.
         tokens: most tokens per completion.
         repeats: of every completion; the median one is kept.
         draft: name of the draft model, for the record.
         sampling: how tokens are chosen.
         on_progress: told what is being done.
     """
-    twin = plain_twin(llm)
     on_progress("warming up")
     for engine in (twin, llm):
         _complete(engine, prompts[0], min(8, tokens), sampling)
@@ -46,6 +55,7 @@ def run_demo(
         plain: list[Side] = []
         fast: list[Side] = []
         for _ in range(repeats):
+            settle(twin, prompt, sampling)
             on_progress(f"{number} of {len(prompts)}: {prompt.name}")
             plain.append(_complete(twin, prompt, tokens, sampling))
             fast.append(_complete(llm, prompt, tokens, sampling))

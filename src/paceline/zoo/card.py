@@ -178,7 +178,7 @@ Prompts are cut from held-out files; only their last lines are shown.
 
 
 def _machine_line(machine: dict[str, Any]) -> str:
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    where = machine["gpu"] or f"{machine['cpu']}, threads in the last session of the run: {machine['threads']}"
     return f"{where}; Python {machine['python']}, torch {machine['torch']}"
 
 

@@ -140,7 +140,8 @@ class Trainer:
 
     def fingerprint(self) -> str:
         """Identifies recipe and corpus; a checkpoint of another one is refused."""
-        return json.dumps([asdict(self.recipe), self.data.tokens, self.data.seed], sort_keys=True, default=dict)
+        decisive = {key: value for key, value in asdict(self.recipe).items() if key != "description"}
+        return json.dumps([decisive, self.data.tokens, self.data.seed], sort_keys=True, default=dict)
 
     def _step(self) -> dict[str, float]:
         share = self.progress.share(self.recipe, self.limit_seconds)
