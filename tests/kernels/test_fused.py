@@ -157,3 +157,12 @@ def test_no_compiler_means_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path)
 def test_other_types_and_devices_have_none() -> None:
     assert fused(torch.float64, torch.device("cpu")) is None
     assert fused(torch.float32, torch.device("cuda")) is None
+
+
+@needs_compiler
+def test_loading_the_kernels_leaves_denormal_numbers_alone() -> None:
+    """Startup code of -ffast-math would flush them to zero in every thread that loads the library."""
+    assert fused(torch.float32, torch.device("cpu")) is not None
+    tiny = 2.0**-1070
+    assert tiny / 2 > 0
+    assert float(torch.tensor([tiny], dtype=torch.float64) / 2) > 0

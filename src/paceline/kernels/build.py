@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("decode.c")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-mprefer-vector-width=512", "-shared", "-fPIC")
+# Linking is a step of its own: a library linked under -ffast-math switches denormal numbers off for the whole process.
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-mprefer-vector-width=512", "-fPIC")
+LINK_FLAGS = ("-shared",)
 SWITCH = "PACELINE_KERNELS"  # set to 0 to do without
 
 
@@ -29,8 +31,12 @@ def library(bf16: bool) -> Path | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            command = [compiler, *FLAGS, f"-DBF16={int(bf16)}", "-o", str(made), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            part = made.with_suffix(".o")
+            for command in (
+                [compiler, *FLAGS, f"-DBF16={int(bf16)}", "-c", "-o", str(part), str(SOURCE)],
+                [compiler, *LINK_FLAGS, "-o", str(made), str(part), "-lm"],
+            ):
+                subprocess.run(command, check=True, capture_output=True, timeout=120)
             made.replace(target)
     except (OSError, subprocess.SubprocessError):
         return None
@@ -44,7 +50,7 @@ def _cache() -> Path:
 def _fingerprint(compiler: str) -> str:
     """Changes with the source, the flags, the compiler and the processor: a cache folder may be shared between machines."""
     digest = hashlib.sha256(SOURCE.read_bytes())
-    for part in (*FLAGS, compiler, _processor()):
+    for part in (*FLAGS, *LINK_FLAGS, compiler, _processor()):
         digest.update(part.encode())
     return digest.hexdigest()[:16]
 
