@@ -20,8 +20,8 @@ class PlainMemory:
     def __init__(self, decoder: Decoder, scattered: bool = False, slots: int = SLOTS) -> None:
         shapes = [(slots, layer.mixer.kv_heads, layer.mixer.head_dim) for layer in decoder.config.layers]
         # never seen before written: anything this large would show. Finite, as pools promise: masked views may pass over it.
-        self.keys = [torch.full(shape, 1e6, dtype=decoder.dtype) for shape in shapes]
-        self.values = [torch.full(shape, 1e6, dtype=decoder.dtype) for shape in shapes]
+        self.keys = [torch.full(shape, 1e3, dtype=decoder.dtype) for shape in shapes]
+        self.values = [torch.full(shape, 1e3, dtype=decoder.dtype) for shape in shapes]
         self.free = [*range(0, slots, 2), *range(1, slots, 2)] if scattered else list(range(slots))
 
     def sequence(self, most: int) -> PlainSequence:
