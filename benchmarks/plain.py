@@ -1,6 +1,7 @@
 """Plain greedy decoding at batch 1: tokens per second of paceline, transformers and llama.cpp on the same weights, in turns.
 
     python benchmarks/plain.py --json benchmarks/results      # pocket-code and the random 110M shape, fp32 and bf16: about five minutes
+    python benchmarks/plain.py --model pocket-code --busy 1 --json FILE      # beside a process that keeps a core busy
 
 What to expect: at least 1.8 times the tokens per second of transformers' generate. Prompts are arbitrary ids, since plain speed does not
 depend on what is said; every engine emits the same number of tokens. Run on a quiet machine.
@@ -8,6 +9,9 @@ depend on what is said; every engine emits the same number of tokens. Run on a q
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -25,6 +29,26 @@ from paceline.bench.report import Column, Record, render_table
 from paceline.core.errors import PacelineError
 
 POSITIONS = 2048
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Processes that each keep a core busy."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_spin, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def measure(model: str, dtype: str, prompt: int, tokens: int, rounds: int, threads: int) -> list[dict[str, Any]]:
@@ -72,6 +96,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="tokens per run")] = 96,
     rounds: Annotated[int, typer.Option(help="turns per engine")] = 5,
     threads: Annotated[int, typer.Option(help="threads per engine; 0 takes all cores")] = 0,
+    busy: Annotated[int, typer.Option(help="processes beside this one that keep a core busy")] = 0,
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print a table, and write a record with --json."""
@@ -80,11 +105,12 @@ def main(
     console = Console(width=140)
     try:
         rows = []
-        for name in model or ["pocket-code", "llama-110m"]:
-            for kind in dtype or ["float32", "bfloat16"]:
-                console.print(f"measuring {name} {kind}", style="dim")
-                rows += measure(name, kind, prompt, tokens, rounds, threads or torch.get_num_threads())
-        settings = {"prompt": prompt, "tokens": tokens, "rounds": rounds, "threads": threads or torch.get_num_threads()}
+        with neighbours(busy):
+            for name in model or ["pocket-code", "llama-110m"]:
+                for kind in dtype or ["float32", "bfloat16"]:
+                    console.print(f"measuring {name} {kind}", style="dim")
+                    rows += measure(name, kind, prompt, tokens, rounds, threads or torch.get_num_threads())
+        settings = {"prompt": prompt, "tokens": tokens, "rounds": rounds, "threads": threads or torch.get_num_threads(), "busy": busy}
         record = Record("plain", rows, settings, {"weights": SEED})
         columns = [
             Column("model", "model", numeric=False),
@@ -97,7 +123,9 @@ def main(
             Column("over transformers", lambda row: f"{row['speedup_over_transformers']:.2f}x"),
             Column("same tokens", "same_tokens_as_transformers"),
         ]
-        console.print(render_table("plain greedy decoding, batch 1", columns, rows))
+        console.print(
+            render_table("plain greedy decoding, batch 1" + (f", {busy} busy processes beside it" if busy else ""), columns, rows)
+        )
         if json is not None:
             console.print(f"wrote {record.write(json)}")
     except PacelineError as error:

@@ -48,7 +48,7 @@ def run(model: Decoder, kernels: bool, exact: Exactness | None = None, taps: Tap
     model = copy.copy(model)
     model.__dict__ = dict(model.__dict__)
     if not kernels:
-        model.kernels = None
+        model.stack = None
     runner = make_runner(model, slots=200, ledger=Ledger(), exact=exact)
     one, two = runner.memory.admit(range(9)), runner.memory.admit([7] * 20)
     for memory, count in ((one, 9), (two, 12)):
@@ -76,7 +76,7 @@ def run(model: Decoder, kernels: bool, exact: Exactness | None = None, taps: Tap
     return out
 
 
-SHAPES = [{}, {"window": 5}, {"partial": True}, {"bias": True}, {"head_dim": 24}, {"head_dim": 64}]
+SHAPES = [{}, {"window": 5}, {"partial": True}, {"bias": True}, {"head_dim": 48}, {"head_dim": 64}]
 
 
 @needs_compiler
@@ -84,7 +84,7 @@ SHAPES = [{}, {"window": 5}, {"partial": True}, {"bias": True}, {"head_dim": 24}
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 6e-2)])
 def test_fused_equals_layers(dtype: torch.dtype, tolerance: float, shape: dict[str, object]) -> None:
     model = decoder(dtype, **shape)  # type: ignore[arg-type]
-    assert model.kernels is not None
+    assert model.stack is not None
     taps = TapRequest(layer_inputs=frozenset({0, 2}))
     for with_kernels, without in zip(run(model, True, taps=taps), run(model, False, taps=taps), strict=True):
         torch.testing.assert_close(with_kernels.float(), without.float(), atol=tolerance * float(without.abs().max()), rtol=0)
@@ -93,7 +93,7 @@ def test_fused_equals_layers(dtype: torch.dtype, tolerance: float, shape: dict[s
 @needs_compiler
 def test_a_wrong_slot_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: one key too few in every path shows up far above the tolerance."""
-    import paceline.models.few_rows as few_rows
+    import paceline.models.stack as stack
 
     def short(segments, positions, window):  # type: ignore[no-untyped-def]
         seen = paths(segments, positions, window)
@@ -102,7 +102,7 @@ def test_a_wrong_slot_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = decoder(torch.float32)
     expected = run(model, False)
-    monkeypatch.setattr(few_rows, "paths", short)
+    monkeypatch.setattr(stack, "paths", short)
     assert (run(model, True)[0] - expected[0]).abs().max() > 1e-2
 
 

@@ -22,10 +22,12 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         device: `"cpu"`, or a CUDA device to describe as well.
 
     Returns:
-        A JSON-ready dict with keys `cpu`, `memory_bytes`, `python`, `platform`, `packages`, `torch`, `commit`, `load`, and `gpu` for a
-        CUDA device.
+        A JSON-ready dict with keys `cpu`, `memory_bytes`, `python`, `platform`, `packages`, `torch`, `kernels` (types that the compiled
+        kernels cover here), `commit`, `load`, and `gpu` for a CUDA device.
     """
     import torch
+
+    from paceline.kernels.fused import fused
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     described: dict[str, Any] = {
@@ -39,6 +41,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "cuda": torch.version.cuda,
         },
+        "kernels": [str(dtype).removeprefix("torch.") for dtype in (torch.float32, torch.bfloat16) if fused(dtype, torch.device("cpu"))],
         "commit": _commit(),
         # Above the number of cores, somebody else was computing while we measured.
         "load": load,

@@ -10,10 +10,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("decode.c")
+FOLDER = Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-pthread", "-fPIC")
+SOURCES = {"pool.c": (), "product.c": (), "attend.c": (), "decode.c": ("-ffast-math",)}  # with the flags of their own
 # Linking is a step of its own: a library linked under -ffast-math switches denormal numbers off for the whole process.
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-mprefer-vector-width=512", "-fPIC")
-LINK_FLAGS = ("-shared",)
+LINK_FLAGS = ("-shared", "-pthread")
 SWITCH = "PACELINE_KERNELS"  # set to 0 to do without
 
 
@@ -31,11 +32,12 @@ def library(bf16: bool) -> Path | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            part = made.with_suffix(".o")
-            for command in (
-                [compiler, *FLAGS, f"-DBF16={int(bf16)}", "-c", "-o", str(part), str(SOURCE)],
-                [compiler, *LINK_FLAGS, "-o", str(made), str(part), "-lm"],
-            ):
+            parts = {name: str(made.with_name(f"{name}.o")) for name in SOURCES}
+            commands = [
+                [compiler, *FLAGS, *own, f"-DBF16={int(bf16)}", "-c", "-o", parts[name], str(FOLDER / name)]
+                for name, own in SOURCES.items()
+            ]
+            for command in (*commands, [compiler, *LINK_FLAGS, "-o", str(made), *parts.values(), "-lm"]):
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
             made.replace(target)
     except (OSError, subprocess.SubprocessError):
@@ -48,9 +50,9 @@ def _cache() -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Changes with the source, the flags, the compiler and the processor: a cache folder may be shared between machines."""
-    digest = hashlib.sha256(SOURCE.read_bytes())
-    for part in (*FLAGS, *LINK_FLAGS, compiler, _processor()):
+    """Changes with the sources, the flags, the compiler and the processor: a cache folder may be shared between machines."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]"))))
+    for part in (*FLAGS, str(SOURCES), *LINK_FLAGS, compiler, _processor()):
         digest.update(part.encode())
     return digest.hexdigest()[:16]
 

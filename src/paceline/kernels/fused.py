@@ -3,89 +3,131 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from paceline.kernels.build import library
 
 POINTER, INTEGER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-SIGNATURES = {
-    "add_norm": [POINTER] * 4 + [INTEGER] * 2 + [REAL],
-    "silu_gate": [POINTER] * 2 + [INTEGER] * 2,
-    "rotate_store": [POINTER] * 6 + [INTEGER] * 6,
-    "attend": [POINTER] * 7 + [INTEGER] * 6 + [REAL] * 2,
-}
+PANEL = 32  # outputs per panel of a packed weight, as in product.c
+LANES = 16  # a head's width is a multiple of this, as in attend.c
+
+
+class CLinear(ctypes.Structure):
+    """`linear` of product.h."""
+
+    _fields_ = (("weight", POINTER), ("bias", POINTER), ("inputs", INTEGER), ("outputs", INTEGER))
+
+
+class CLayer(ctypes.Structure):
+    """`layer` of decode.c."""
+
+    _fields_ = (
+        *((name, CLinear) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, POINTER) for name in ("mixer_gain", "feed_gain", "query_gain", "key_gain", "keys", "values")),
+        *((name, INTEGER) for name in ("path", "turn", "heads", "kv_heads", "dim", "slot_stride")),
+        *((name, REAL) for name in ("mixer_floor", "feed_floor", "head_floor", "scale", "softcap")),
+    )
+
+
+class CPath(ctypes.Structure):
+    """`path` of decode.c."""
+
+    _fields_ = (("first", POINTER), ("runs", POINTER))
+
+
+class CTurn(ctypes.Structure):
+    """`turn` of decode.c."""
+
+    _fields_ = (("cosine", POINTER), ("sine", POINTER), ("dims", INTEGER))
+
+
+class CStep(ctypes.Structure):
+    """`step` of decode.c."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("hidden", "work", "slots", "paths", "turns")),
+        *((name, INTEGER) for name in ("rows", "real", "width", "longest")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """A weight as the kernels read it.
+
+    Args:
+        weight: panels of 32 outputs; inside a panel the inputs in order, in bf16 two at a time.
+        bias: in float32.
+        shape: outputs and inputs.
+        struct: pointers to both.
+    """
+
+    weight: Tensor
+    bias: Float[Tensor, " outputs"] | None
+    shape: tuple[int, int]
+    struct: CLinear
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> Panels:
+        """Pack a weight; outputs are filled up to whole panels with zeros."""
+        outputs, inputs = weight.shape
+        together = _together(weight.dtype)
+        panels = F.pad(weight, (0, 0, 0, -outputs % PANEL)).view(-1, PANEL, inputs // together, together)
+        packed = panels.transpose(1, 2).contiguous()
+        wide = None if bias is None else bias.float().contiguous()
+        struct = CLinear(packed.data_ptr(), None if wide is None else wide.data_ptr(), inputs, outputs)
+        return cls(packed, wide, (outputs, inputs), struct)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return self.weight.numel() * self.weight.element_size()
 
 
 class Fused:
-    """Kernels of one element type. All tensors are on the CPU and contiguous unless a stride is named; nothing is checked here."""
+    """Kernels of one element type. All tensors are on the CPU, of that type and contiguous; nothing is checked here."""
 
     def __init__(self, path: str) -> None:
         loaded = ctypes.CDLL(path)
-        for name, signature in SIGNATURES.items():
+        for name, signature in {
+            "run": [POINTER, INTEGER, INTEGER, POINTER, INTEGER],
+            "normalize": [POINTER] * 3 + [INTEGER] * 2 + [REAL],
+            "product": [POINTER] * 3 + [INTEGER] * 2,
+        }.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = signature, None
-        self._add_norm, self._silu_gate = loaded.add_norm, loaded.silu_gate
-        self._rotate_store, self._attend = loaded.rotate_store, loaded.attend
+        loaded.native.restype = INTEGER
+        self.native = bool(loaded.native())  # whether the processor multiplies this type as it is stored
+        self._run, self._normalize, self._product = loaded.run, loaded.normalize, loaded.product
 
-    def add_norm(
-        self, hidden: Float[Tensor, "rows width"], delta: Float[Tensor, "rows width"] | None, gain: Float[Tensor, " width"], floor: float
-    ) -> Float[Tensor, "rows width"]:
-        """Add `delta` to `hidden` in place, then return its RMS norm: `hidden / sqrt(|hidden|^2 + floor) * gain` (gain in float32)."""
-        out = torch.empty_like(hidden)
-        rows, width = hidden.shape
-        added = None if delta is None else delta.data_ptr()
-        self._add_norm(hidden.data_ptr(), added, gain.data_ptr(), out.data_ptr(), rows, width, floor)
+    def product(self, x: Float[Tensor, "*rows inputs"], panels: Panels) -> Float[Tensor, "*rows outputs"]:
+        """`x @ weight.T + bias`. A row's bits do not depend on the other rows, nor on the number of threads."""
+        x = x.contiguous()
+        outputs, inputs = panels.shape
+        out = x.new_empty(*x.shape[:-1], outputs)
+        self._product(ctypes.byref(panels.struct), x.data_ptr(), out.data_ptr(), x.numel() // inputs, torch.get_num_threads())
         return out
 
-    def silu_gate(self, both: Float[Tensor, "rows twice"]) -> Float[Tensor, "rows width"]:
-        """`silu(gate) * up` of gate and up side by side."""
-        rows, twice = both.shape
-        out = both.new_empty(rows, twice // 2)
-        self._silu_gate(both.data_ptr(), out.data_ptr(), rows, twice // 2)
+    def normalize(self, x: Float[Tensor, "*rows width"], gain: Float[Tensor, " width"], floor: float) -> Float[Tensor, "*rows width"]:
+        """RMS norm: `x / sqrt(|x|^2 + floor) * gain`. A row's bits do not depend on the other rows."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._normalize(x.data_ptr(), gain.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], floor)
         return out
 
-    def rotate_store(
-        self,
-        qkv: Float[Tensor, "rows inner"],
-        cos: Float[Tensor, "rows 1 dims"],
-        sin: Float[Tensor, "rows 1 dims"],
-        keys: Float[Tensor, "slots kv_heads head_dim"],
-        values: Float[Tensor, "slots kv_heads head_dim"],
-        slots: Int[Tensor, " real"],
-        heads: int,
-    ) -> None:
-        """Rotate queries and keys in place and store keys and values of the first `real` rows in their slots."""
-        kv_heads, dim = keys.shape[1:]
-        self._rotate_store(
-            qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(), slots.data_ptr(),
-            slots.shape[0], heads, kv_heads, dim, cos.shape[-1], keys.stride(0),
-        )  # fmt: skip
+    def run(self, layers: ctypes.Array[CLayer], chosen: range, step: CStep) -> None:
+        """Run a range of layers in place on `step.hidden`."""
+        self._run(layers, chosen.start, chosen.stop, ctypes.byref(step), torch.get_num_threads())
 
-    def attend(
-        self,
-        qkv: Float[Tensor, "rows inner"],
-        keys: Float[Tensor, "slots kv_heads head_dim"],
-        values: Float[Tensor, "slots kv_heads head_dim"],
-        first: Int[Tensor, " bounds"],
-        runs: Int[Tensor, "runs 2"],
-        work: Float[Tensor, " longest"],
-        heads: int,
-        scale: float,
-        softcap: float,
-    ) -> Float[Tensor, "rows inner"]:
-        """Attention of each row over the slots of its runs, in their order; rows behind the last bound get zeros."""
-        kv_heads, dim = keys.shape[1:]
-        rows, real = qkv.shape[0], first.shape[0] - 1
-        out = qkv.new_empty(rows, heads * dim) if rows == real else qkv.new_zeros(rows, heads * dim)
-        self._attend(
-            qkv.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), first.data_ptr(), runs.data_ptr(), work.data_ptr(),
-            real, heads, kv_heads, dim, qkv.stride(0), keys.stride(0), scale, softcap,
-        )  # fmt: skip
-        return out
+
+def packable(dtype: torch.dtype, device: torch.device, inputs: int) -> bool:
+    """Whether a weight of this kind can be packed for the kernels."""
+    return fused(dtype, device) is not None and inputs % _together(dtype) == 0
 
 
 @cache
@@ -95,3 +137,8 @@ def fused(dtype: torch.dtype, device: torch.device) -> Fused | None:
         return None
     path = library(bf16=dtype is torch.bfloat16)
     return None if path is None else Fused(str(path))
+
+
+def _together(dtype: torch.dtype) -> int:
+    """Inputs that a kernel takes at once."""
+    return 2 if dtype is torch.bfloat16 else 1

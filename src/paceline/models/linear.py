@@ -1,13 +1,15 @@
 """Linear layers, and the one place that knows how weights are laid out for a device.
 
-On CPU three layouts compete, and which is fastest depends on type and size alone (`benchmarks/linear_kernels.py`):
+On a CPU with a C compiler, weights are packed for our own kernels (`kernels/product.c`): fastest for few rows, and a row's bits depend on
+nothing but the row. Without a compiler three layouts compete, and which is fastest depends on type and size alone
+(`benchmarks/linear_kernels.py`):
 
 - half precision: reordered once for oneDNN, whose product then runs at about the speed memory delivers the weight. The operators are
   internal to torch (inductor emits them under freezing), so they are tried once and `F.linear` is the fallback;
 - large float32: the same;
 - small float32: stored transposed. Calling oneDNN costs more than the product, and plain BLAS reads `x @ W` faster than `x @ W.T`.
 
-In all three a row's bits do not depend on how many rows stand beside it, from two rows up.
+In these three a row's bits do not depend on how many rows stand beside it, from two rows up.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from paceline.kernels.fused import Panels, fused, packable
 
 REORDER_FP32_ELEMENTS = 1 << 21  # float32 weights from this size up are reordered for oneDNN
 PACK_ROWS = 8  # row count the reordered layout is tuned for: between plain decoding and a full draft
@@ -38,6 +42,7 @@ class Linear(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None)
         self.shape = (outputs, inputs)
         self.packed_bytes = 0
+        self.panels: Panels | None = None
 
     @classmethod
     def over(cls, weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -63,15 +68,19 @@ class Linear(nn.Module):
             keep: keep the original too (an embedding table shared with the head).
         """
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
-        if not can_pack(weight.dtype, weight.device):
+        kernels = fused(weight.dtype, weight.device)
+        if kernels is not None and packable(weight.dtype, weight.device, weight.shape[1]):
+            self.panels = Panels.of(weight, bias)
+            self.__dict__["kernel"] = partial(kernels.product, panels=self.panels)
+        elif not can_pack(weight.dtype, weight.device):
             self.__dict__["kernel"] = partial(F.linear, weight=weight, bias=bias)
             return
-        if weight.dtype is torch.float32 and weight.numel() < REORDER_FP32_ELEMENTS:
+        elif weight.dtype is torch.float32 and weight.numel() < REORDER_FP32_ELEMENTS:
             self.__dict__["kernel"] = partial(_transposed, weight=weight.t().contiguous(), bias=bias)
         else:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
             self.__dict__["kernel"] = partial(_reordered, weight=packed, bias=bias)
-        self.packed_bytes = weight.numel() * weight.element_size()
+        self.packed_bytes = weight.numel() * weight.element_size() if self.panels is None else self.panels.bytes
         if not keep:
             self.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
 

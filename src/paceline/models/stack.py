@@ -1,0 +1,118 @@
+"""All layers of a decoder in one kernel call on a CPU: the arithmetic of `layers.py`, without an operator to call.
+
+A row's bits depend on the row and its path alone. Layers that need more than this covers (norms behind the mixer, experts, taps inside a
+layer) run in `layers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import Array, addressof
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from paceline.attention.paths import Paths, paths
+from paceline.core.batch import TapRequest
+from paceline.kernels.fused import LANES, CLayer, CLinear, CPath, CStep, CTurn, Fused
+from paceline.models.config import DecoderConfig
+from paceline.models.layers import Attention, FeedForward, RMSNorm, Step
+from paceline.models.linear import Linear
+
+
+def fusable(config: DecoderConfig) -> bool:
+    """Whether every layer of this decoder is covered."""
+    return all(
+        not layer.post_norms
+        and layer.mixer.rope is not None
+        and layer.mixer.head_dim % LANES == 0
+        and layer.feed_forward.experts == 0
+        and layer.feed_forward.activation == "silu"
+        for layer in config.layers
+    )
+
+
+class Stack:
+    """All layers of a packed decoder, laid out for the kernels once.
+
+    Args:
+        kernels: of the decoder's type.
+        layers: norm, mixer, norm, feed-forward of each.
+        turns: which rotation of a step each layer uses.
+    """
+
+    def __init__(self, kernels: Fused, layers: Sequence[tuple[RMSNorm, Attention, RMSNorm, FeedForward]], turns: Sequence[int]) -> None:
+        self.kernels = kernels
+        self.windows = list({mixer.spec.window: None for _, mixer, _, _ in layers})
+        self.layers: Array[CLayer] = (CLayer * len(layers))()
+        for filled, parts, turn in zip(self.layers, layers, turns, strict=True):
+            _fill(filled, *parts)
+            filled.path, filled.turn = self.windows.index(parts[1].spec.window), turn
+        width = self.layers[0].qkv.inputs
+        self.work = 2 * width + max(max(layer.out.inputs, layer.down.inputs) for layer in self.layers)
+        self.work += max(max(layer.qkv.outputs, layer.gate_up.outputs) for layer in self.layers)
+
+    def views(self, step: Step) -> list[Paths] | None:
+        """Paths of the step's rows for each window, or `None` where only the usual layers can do what is asked."""
+        if _inside(step.wanted):
+            return None
+        found = []
+        for window in self.windows:
+            seen = paths(step.plan.segments, step.plan.positions, window)
+            if seen is None:
+                return None
+            found.append(seen)
+        return found
+
+    def run(self, hidden: Float[Tensor, "rows width"], step: Step, views: Sequence[Paths], chosen: range) -> Float[Tensor, "rows width"]:
+        """Hidden states behind the chosen layers; inputs of layers are tapped on the way."""
+        hidden = hidden.clone(memory_format=torch.contiguous_format)  # updated in place
+        rows, write = len(hidden), step.plan.write
+        layers = type(self.layers).from_buffer_copy(self.layers)  # with this step's pools: other steps may run at the same time
+        for index in chosen:
+            layer, keys = layers[index], step.keys[index]
+            layer.keys, layer.values, layer.slot_stride = keys.data_ptr(), step.values[index].data_ptr(), keys.stride(0)
+        slots = torch.arange(write.start, write.stop) if isinstance(write, slice) else write
+        longest = max(view.longest for view in views)
+        # the tensors behind the pointers must outlive the call, so each has a name
+        work = hidden.new_empty(rows * self.work)
+        seen = (CPath * len(views))(*(CPath(view.first.data_ptr(), view.runs.data_ptr()) for view in views))
+        turns = (CTurn * len(step.turns))(*(CTurn(turn.cos.data_ptr(), turn.sin.data_ptr(), turn.cos.shape[-1]) for turn in step.turns))
+        given = CStep(hidden.data_ptr(), work.data_ptr(), slots.data_ptr(), addressof(seen), addressof(turns))
+        given.rows, given.real, given.width, given.longest = rows, len(slots), hidden.shape[1], longest
+        start = chosen.start
+        for index in sorted(step.wanted.layer_inputs.intersection(chosen)):
+            self.kernels.run(layers, range(start, index), given)
+            step.taps.layer_inputs[index] = hidden.clone()
+            start = index
+        self.kernels.run(layers, range(start, chosen.stop), given)
+        return hidden
+
+
+def _fill(layer: CLayer, mixer_norm: RMSNorm, mixer: Attention, feed_norm: RMSNorm, feed: FeedForward) -> None:
+    """What the kernels need of a packed layer."""
+    spec = mixer.spec
+    layer.qkv, layer.out, layer.gate_up, layer.down = (_struct(part) for part in (mixer.qkv, mixer.o, feed.gate_up, feed.down))
+    layer.mixer_gain, layer.mixer_floor = _gain(mixer_norm), mixer_norm.floor_square
+    layer.feed_gain, layer.feed_floor = _gain(feed_norm), feed_norm.floor_square
+    if spec.qk_norm:
+        layer.query_gain, layer.key_gain, layer.head_floor = _gain(mixer.q_norm), _gain(mixer.k_norm), mixer.q_norm.floor_square
+    layer.heads, layer.kv_heads, layer.dim = spec.heads, spec.kv_heads, spec.head_dim
+    layer.scale, layer.softcap = spec.scale, spec.softcap or 0.0
+
+
+def _struct(part: Linear | None) -> CLinear:
+    assert part is not None
+    assert part.panels is not None
+    return part.panels.struct
+
+
+def _gain(norm: RMSNorm) -> int:
+    assert norm.packed is not None
+    return norm.packed.data_ptr()
+
+
+def _inside(wanted: TapRequest) -> bool:
+    """Whether something inside a layer is tapped."""
+    return bool(wanted.queries or wanted.keys or wanted.keys_values or wanted.lse)
