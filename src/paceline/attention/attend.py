@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,6 +21,7 @@ def attend(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    bias: Sequence[Float[Tensor, "heads segment_rows keys"]] | None = None,
 ) -> Float[Tensor, "rows heads head_dim"]:
     """Attention of every row over its own sequence's keys.
 
@@ -31,7 +34,10 @@ def attend(
         scale: multiplier of scores.
         window: of this layer, in positions.
         softcap: `cap * tanh(score / cap)` on scores.
+        bias: per segment, what is added to the scores of each head, visibility included (`-inf` hides a key).
     """
+    if bias is not None:
+        return _biased(query, keys, values, plan.reaches(window), bias, scale)
     heads, kv_heads = query.shape[1], keys.shape[1]
     groups = heads // kv_heads
     lanes = plan.lanes(window) if softcap is None else None
@@ -40,13 +46,32 @@ def attend(
     reaches = plan.reaches(window)
     masks = plan.folded_masks(window, groups)
     if len(reaches) == 1 and plan.exact is None:
-        return _one(query, keys, values, reaches[0], masks[0], scale, softcap)
+        return attend_one(query, keys, values, reaches[0], masks[0], scale, softcap)
     out = torch.zeros_like(query)  # rows of no segment are padding
     for reach, mask in zip(reaches, masks, strict=True):
         rows = query[reach.rows]
         if reach.mask is not None and len(reach.mask) > len(rows):  # padded to the plan's minimum height
             rows = F.pad(rows, (0, 0, 0, 0, 0, len(reach.mask) - len(rows)))
-        out[reach.rows] = _one(rows, keys, values, reach, mask, scale, softcap)[: reach.rows.stop - reach.rows.start]
+        out[reach.rows] = attend_one(rows, keys, values, reach, mask, scale, softcap)[: reach.rows.stop - reach.rows.start]
+    return out
+
+
+def _biased(
+    query: Float[Tensor, "rows heads head_dim"],
+    keys: Tensor,
+    values: Tensor,
+    reaches: Sequence[Reach],
+    bias: Sequence[Float[Tensor, "heads segment_rows keys"]],
+    scale: float,
+) -> Float[Tensor, "rows heads head_dim"]:
+    """One call per segment; heads stay apart, for each has scores of its own to add."""
+    out = torch.empty_like(query)
+    grouped = query.shape[1] != keys.shape[1]
+    for reach, own in zip(reaches, bias, strict=True):
+        key, value = keys[reach.keys].transpose(0, 1)[None], values[reach.keys].transpose(0, 1)[None]
+        part = query[reach.rows].transpose(0, 1)[None]
+        part = F.scaled_dot_product_attention(part, key, value, attn_mask=own[None], scale=scale, enable_gqa=grouped)
+        out[reach.rows] = part[0].transpose(0, 1)
     return out
 
 
@@ -76,7 +101,7 @@ def _lane_view(pool: Float[Tensor, "slots kv_heads head_dim"], lanes: Lanes) -> 
     return pool.as_strided(size, (lanes.stride * slot, head, slot, unit), pool.storage_offset() + lanes.start * slot)
 
 
-def _one(
+def attend_one(
     query: Float[Tensor, "rows heads head_dim"],
     keys: Tensor,
     values: Tensor,
@@ -85,6 +110,7 @@ def _one(
     scale: float,
     softcap: float | None,
 ) -> Float[Tensor, "rows heads head_dim"]:
+    """Attention of one segment's rows over its reach. Arguments as for `attend`, the mask folded as `plan.folded_masks` has it."""
     rows, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
     key = keys[reach.keys].transpose(0, 1)[None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from paceline.core.batch import Segment
@@ -21,20 +22,18 @@ class Paths:
     Args:
         first: runs of row r are `first[r] .. first[r + 1]`.
         runs: half-open slot ranges.
-        visits: keys seen, over all rows: the work of one head.
-        work: room for the scores of the longest row.
+        longest: most slots that a row sees.
     """
 
     first: Int[Tensor, " bounds"]
     runs: Int[Tensor, "runs 2"]
-    visits: int
-    work: Float[Tensor, " longest"]
+    longest: int
 
 
 def paths(segments: Sequence[Segment], positions: Sequence[int], window: int | None) -> Paths | None:
     """The paths of all rows, or `None` where a window meets positions that do not count the keys before them."""
     first, runs = [0], []
-    visits = longest = row = 0
+    longest = row = 0
     for segment in segments:
         for own in _rows(segment):
             count = sum(high - low for low, high in own)
@@ -44,34 +43,46 @@ def paths(segments: Sequence[Segment], positions: Sequence[int], window: int | N
                 own, count = _last(own, window), window
             runs.extend(own)
             first.append(len(runs))
-            visits, longest, row = visits + count, max(longest, count), row + 1
-    return Paths(torch.tensor(first), torch.tensor(runs), visits, torch.empty(longest))
+            longest, row = max(longest, count), row + 1
+    return Paths(torch.tensor(first), torch.tensor(runs), longest)
 
 
 def _rows(segment: Segment) -> list[list[Run]]:
     """Runs of each row of a segment."""
     context = segment.memory.length
     held = list(segment.memory.runs(context + segment.span))
+    if segment.canvas is not None:
+        return [held] * segment.rows
     if segment.mask is None and segment.offsets is None:
         return [_head(held, context + row + 1) for row in range(segment.rows)]
     base = _head(held, context)
-    scratch = [slot for low, high in _tail(held, context) for slot in range(low, high)]
-    offsets = range(segment.rows) if segment.offsets is None else segment.offsets
+    scratch = _tail(held, context)
     if segment.mask is None:
-        seen = [list(offsets[: row + 1]) for row in range(segment.rows)]
+        offsets = range(segment.rows) if segment.offsets is None else segment.offsets
+        seen = [[(at, at + 1) for at in offsets[: row + 1]] for row in range(segment.rows)]
     else:
-        seen = [[at for at, visible in enumerate(line) if visible] for line in segment.mask.tolist()]
-    return [_append(base, [scratch[column] for column in columns]) for columns in seen]
+        seen = _stretches(segment.mask)
+    return [_joined(base, [run for low, high in own for run in _head(_tail(scratch, low), high - low)]) for own in seen]
 
 
-def _append(base: list[Run], slots: list[int]) -> list[Run]:
-    """Single slots behind runs, adjacent ones merged."""
+def _stretches(mask: Bool[Tensor, "rows span"]) -> list[list[Run]]:
+    """Visible columns of each row as half-open ranges."""
+    edges = np.diff(mask.cpu().numpy().view(np.int8), axis=1, prepend=0, append=0)
+    rows, columns = (found.tolist() for found in edges.nonzero())
+    seen: list[list[Run]] = [[] for _ in range(len(mask))]
+    for row, low, high in zip(rows[::2], columns[::2], columns[1::2], strict=True):
+        seen[row].append((low, high))
+    return seen
+
+
+def _joined(base: list[Run], more: list[Run]) -> list[Run]:
+    """Runs behind runs, adjacent ones merged."""
     out = list(base)
-    for slot in slots:
-        if out and out[-1][1] == slot:
-            out[-1] = (out[-1][0], slot + 1)
+    for low, high in more:
+        if out and out[-1][1] == low:
+            out[-1] = (out[-1][0], high)
         else:
-            out.append((slot, slot + 1))
+            out.append((low, high))
     return out
 
 

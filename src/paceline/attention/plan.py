@@ -150,7 +150,10 @@ class AttentionPlan:
         length = max(reach.length for reach in reaches)
         if length - reaches[order[-1]].length > GUARD:  # the last lane must end inside the pool
             return None
-        uniform = all(reach.length == length and reach.mask is None and reach.rows.stop - reach.rows.start == 1 for reach in reaches)
+        uniform = all(
+            reach.length == length and reach.mask is None and not reach.causal and reach.rows.stop - reach.rows.start == height
+            for reach in reaches
+        )
         mask = None if uniform else torch.full((count, height, length), float("-inf"), dtype=self.dtype)
         rows, back = [], [0] * len(self.positions)
         for lane, at in enumerate(order):
@@ -189,7 +192,9 @@ class AttentionPlan:
         positions = self.positions[rows]
         if window is not None and max(positions) < window:
             window = None  # nobody can look back past the window yet
-        whole = segment.mask is None and segment.offsets is None
+        if segment.canvas is not None and self.exact is None and window is None:
+            return Reach(rows, keys, length, causal=False, mask=None)
+        whole = segment.mask is None and segment.offsets is None and segment.canvas is None
         if self.exact is None and whole and window is None and (segment.rows == 1 or context == 0):
             return Reach(rows, keys, length, causal=segment.rows > 1, mask=None)
         padded = length if self.exact is None else -(-length // self.exact.key_block) * self.exact.key_block
@@ -198,21 +203,35 @@ class AttentionPlan:
         visible[segment.rows :, 0] = True  # padding rows must see something, or their softmax is undefined
         visible[: segment.rows, :context] = True
         columns = slice(context, length) if segment.offsets is None else [context + offset for offset in segment.offsets]
-        if segment.mask is None:
+        if segment.canvas is not None:
+            visible[: segment.rows, context:length] = True
+        elif segment.mask is None:
             visible[: segment.rows, columns] = torch.ones(segment.rows, segment.rows, dtype=torch.bool).tril()
         else:
             visible[: segment.rows, context:length] = segment.mask.to("cpu")
         if window is not None:
-            key_position = torch.arange(padded)
-            if segment.scratch_positions is not None:
-                key_position[context:length] = torch.tensor(segment.scratch_positions)
-            else:
-                key_position[columns] = torch.tensor(positions)
-            visible[: segment.rows] &= key_position > torch.tensor(positions)[:, None] - window
+            visible[: segment.rows] &= key_positions(segment, positions, padded) > torch.tensor(positions)[:, None] - window
         mask = torch.zeros(height, padded, dtype=self.dtype).masked_fill_(~visible, float("-inf")).to(self.device)
         if padded != length:
             keys = _pad_keys(keys, padded)
         return Reach(rows, keys, padded, causal=False, mask=mask)
+
+
+def key_positions(segment: Segment, positions: Sequence[int], length: int) -> Int[Tensor, " keys"]:
+    """Position of each of `length` keys of a segment, in logical order: committed ones count from 0, scratch has positions of its own.
+
+    Args:
+        positions: of the segment's rows.
+    """
+    known = torch.arange(length)
+    context = segment.memory.length
+    if segment.scratch_positions is not None:
+        known[context : context + segment.span] = torch.tensor(segment.scratch_positions)
+    elif segment.offsets is None:
+        known[context : context + segment.span] = torch.tensor(positions)
+    else:
+        known[[context + offset for offset in segment.offsets]] = torch.tensor(positions)
+    return known
 
 
 def _scratch_slots(segment: Segment) -> list[int]:

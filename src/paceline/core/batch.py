@@ -23,6 +23,18 @@ class MemoryView(Protocol):
         """Physical half-open ranges that hold logical slots `0..stop`, in order; one range means no gather is needed."""
 
 
+class CrossView(Protocol):
+    """The encoded source of a sequence, as the decoder's cross-attention reads it; one entry per decoder layer."""
+
+    @property
+    def keys(self) -> Sequence[Float[Tensor, "source kv_heads head_dim"]]:
+        """Keys of the source, layer by layer."""
+
+    @property
+    def values(self) -> Sequence[Float[Tensor, "source kv_heads head_dim"]]:
+        """Values of the source, layer by layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """The consecutive rows of one sequence inside a forward.
@@ -37,6 +49,9 @@ class Segment:
             of absent rows stay invisible.
         scratch_positions: position of every scratch slot of the span, where `offsets` leaves some of them to earlier forwards;
             layers with a window need it.
+        canvas: every row sees every scratch slot below this, before and behind it, written by this forward or an earlier one; `mask` is
+            then `None`. Bidirectional models keep their whole canvas there.
+        cross: the source that an encoder-decoder's rows read beside their own past.
     """
 
     memory: MemoryView
@@ -44,10 +59,14 @@ class Segment:
     mask: Bool[Tensor, "rows span"] | None = None
     offsets: Sequence[int] | None = None
     scratch_positions: Sequence[int] | None = None
+    canvas: int | None = None
+    cross: CrossView | None = None
 
     @property
     def span(self) -> int:
         """Scratch slots the segment reaches over."""
+        if self.canvas is not None:
+            return self.canvas
         return self.rows if self.offsets is None else self.offsets[-1] + 1
 
 
@@ -63,6 +82,7 @@ class TapRequest:
         keys_values: layers whose rotated keys and values are wanted.
         lse: layers whose attention log-sum-exp is wanted.
         logits: the target's logits at every node of the judged trees; the loop hands them over, a forward has nothing to do for it.
+        prompt_logits: those at tokens that are read before a tree, mostly of the prompt; they cost a row of logits each.
     """
 
     final_hidden: bool = False
@@ -72,6 +92,7 @@ class TapRequest:
     keys_values: frozenset[int] = frozenset()
     lse: frozenset[int] = frozenset()
     logits: bool = False
+    prompt_logits: bool = False
 
     def __or__(self, other: TapRequest) -> TapRequest:
         return TapRequest(
@@ -82,6 +103,7 @@ class TapRequest:
             self.keys_values | other.keys_values,
             self.lse | other.lse,
             self.logits or other.logits,
+            self.prompt_logits or other.prompt_logits,
         )
 
 

@@ -97,11 +97,55 @@ METHODS: tuple[Method, ...] = (
         paper="Zhao et al. 2023, Lookahead, arXiv 2312.12728",
     ),
     Method(
+        "gad",
+        "drafting",
+        "encoder-decoders: a non-autoregressive drafter fills a block of the output in one pass (beta above 1: approximate)",
+        *EXACT,
+        "paceline.drafting.gad:Gad",
+        paper="Ge et al. 2022, arXiv 2205.10350; Xia et al. 2022, arXiv 2203.16487",
+        needs="non-autoregressive drafter",
+        trains="a non-autoregressive drafter",
+    ),
+    Method(
+        "iad",
+        "drafting",
+        "copies the rest of the source, and finds its place again after every edit (correction, simplification)",
+        *EXACT,
+        "paceline.drafting.iad:IAD",
+        paper="Ge et al. 2022, Aggressive Decoding, arXiv 2205.10350",
+    ),
+    Method(
         "auto",
         "drafting",
         "chooses drafter and draft size per step from measured cost and acceptance, down to none",
         *EXACT,
         "paceline.drafting.auto:Auto",
+    ),
+    Method(
+        "static",
+        "denoising",
+        "diffusion models: a fixed number of positions per step; one per step is the plain decoding that others are measured by",
+        *EXACT,
+        "paceline.denoising.static:Static",
+        paper="Nie et al. 2025 (LLaDA), arXiv 2502.09992; Ye et al. 2025 (Dream), arXiv 2508.15487",
+    ),
+    Method(
+        "threshold",
+        "denoising",
+        "diffusion models: every position that is likely enough is decided at once",
+        Guarantee.BOUNDED,
+        Guarantee.BOUNDED,
+        "paceline.denoising.threshold:Threshold",
+        paper="Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618; SDAR 2025, arXiv 2510.06303",
+    ),
+    Method(
+        "factor",
+        "denoising",
+        "diffusion models: as many positions at once as their joint prediction is still safe for",
+        Guarantee.BOUNDED,
+        Guarantee.BOUNDED,
+        "paceline.denoising.factor:Factor",
+        paper="Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618",
     ),
 )
 
@@ -144,6 +188,12 @@ class MethodChoice:
             first = error.errors()[0]
             name = first["loc"][0] if first["loc"] else "?"
             raise UsageError(f"method {self.method.name!r}: option {name}={first.get('input')!r}: {first['msg']}") from None
+
+    @property
+    def guarantees(self) -> tuple[Guarantee, Guarantee]:
+        """What the method promises with these options, greedy and sampling: less than its row says where its `Config` says so."""
+        weakened: tuple[Guarantee, Guarantee] | None = getattr(self.config(), "guarantees", None)
+        return (self.method.greedy, self.method.sampling) if weakened is None else weakened
 
 
 def parse(text: str) -> tuple[MethodChoice, ...]:

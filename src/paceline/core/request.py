@@ -33,6 +33,7 @@ class Request:
         ignore_eos: keep going past the model's EOS.
         priority: larger runs first and is preempted last.
         tenant: on whose behalf; drafters that remember across requests can keep tenants apart.
+        source: for encoder-decoders, the token ids that the encoder reads; `ids` are then what the target begins with.
 
     Raises:
         UsageError: for an empty prompt or a non-positive limit.
@@ -46,12 +47,18 @@ class Request:
     ignore_eos: bool = False
     priority: int = 0
     tenant: str = ""
+    source: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.ids:
             raise UsageError("the prompt is empty; give at least one token (a BOS token, for instance)")
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens={self.max_tokens} must be at least 1")
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What was asked: the source where there is one, else `ids`."""
+        return self.source or self.ids
 
 
 @dataclass(slots=True)
@@ -66,6 +73,7 @@ class SequenceStats:
     accepted_by_depth: list[int] = field(default_factory=list)  # steps that accepted a node at depth d+1
     cached_prompt_tokens: int = 0
     preemptions: int = 0
+    rows: int = 0  # rows computed for this sequence, where the loop counts them (denoising)
     token_times: list[float] = field(default_factory=list)  # one per emission step
     token_counts: list[int] = field(default_factory=list)  # tokens emitted in that step
 
@@ -87,7 +95,8 @@ class SequenceStats:
 class Sequence:
     """A request while it runs. Identity is the object; `uid` names it in drafters' and memory's books.
 
-    `tokens` holds prompt and output. The last token is *pending*: emitted (or the end of the prompt), not yet in memory.
+    `tokens` holds prompt and output; in an encoder-decoder, the target alone. The last token is *pending*: emitted (or the end of the
+    prompt), not yet in memory.
     """
 
     uid: int
@@ -95,6 +104,7 @@ class Sequence:
     sample: int = 0
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    canvas: list[int] | None = None  # everything decided behind the prompt, where the loop denoises; set at the end
     stats: SequenceStats = field(default_factory=SequenceStats)
 
     def __post_init__(self) -> None:
@@ -110,6 +120,11 @@ class Sequence:
     @property
     def prompt_length(self) -> int:
         return len(self.request.ids)
+
+    @property
+    def history(self) -> list[int]:
+        """Everything that was read or written: `tokens`, behind the source where there is one."""
+        return [*self.request.source, *self.tokens] if self.request.source else self.tokens
 
     @property
     def output(self) -> list[int]:

@@ -18,6 +18,8 @@ class Purpose(IntEnum):
     DRAFT = 2
     ACCEPT = 3
     RESIDUAL = 4
+    FILL = 5  # which token a masked position gets
+    ORDER = 6  # which masked positions are decided first
 
 
 def _mix(value: int) -> int:

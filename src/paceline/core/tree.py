@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from paceline.core.tolerance import Tolerance
+
 ROOT = 0  # the pending token: already emitted, not yet in memory
 
 
@@ -58,6 +60,7 @@ class TokenTree:
         token: candidate ids; `token[ROOT]` is the pending token.
         parent: index of each node's parent, `-1` for the root.
         proposal: the distributions sampled children came from; `None` when the children were chosen deterministically.
+        tolerance: how far from greedy decoding an accepted child may be; `None` is exact. Composing trees drops it.
 
     Raises:
         ValueError: if the nodes are not a single tree in DFS pre-order.
@@ -66,6 +69,7 @@ class TokenTree:
     token: tuple[int, ...]
     parent: tuple[int, ...]
     proposal: Proposal | None = None
+    tolerance: Tolerance | None = None
     depth: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,9 +92,11 @@ class TokenTree:
         return len(self.token)
 
     @classmethod
-    def chain(cls, pending: int, draft: Sequence[int] = (), proposal: Proposal | None = None) -> TokenTree:
+    def chain(
+        cls, pending: int, draft: Sequence[int] = (), proposal: Proposal | None = None, tolerance: Tolerance | None = None
+    ) -> TokenTree:
         """A single branch below the pending token; with an empty draft, plain decoding."""
-        return cls((pending, *draft), tuple(range(-1, len(draft))), proposal)
+        return cls((pending, *draft), tuple(range(-1, len(draft))), proposal, tolerance)
 
     @classmethod
     def from_paths(cls, pending: int, paths: Iterable[Sequence[int]]) -> TokenTree:

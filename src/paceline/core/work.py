@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paceline.core.batch import MemoryView, Segment
+from paceline.core.batch import CrossView, MemoryView, Segment
 from paceline.core.tree import TokenTree
 
 
@@ -19,11 +19,13 @@ class Feed:
         memory: of the sequence.
         lead: tokens fed before the tree's root.
         tree: judged behind them; `None` while the prompt is not in memory yet.
+        cross: encoded source of the sequence, for encoder-decoders.
     """
 
     memory: MemoryView
     lead: Sequence[int]
     tree: TokenTree | None
+    cross: CrossView | None = None
 
     @property
     def rows(self) -> int:
@@ -42,13 +44,13 @@ class Feed:
     def segment(self) -> Segment:
         """Rows and visibility: causal for the lead, ancestors within the tree."""
         if self.tree is None or self.tree.is_chain:
-            return Segment(self.memory, self.rows)
+            return Segment(self.memory, self.rows, cross=self.cross)
         import torch
 
         lead, rows = len(self.lead), self.rows
         mask = torch.ones(rows, rows, dtype=torch.bool).tril()
         mask[lead:, lead:] = self.tree.ancestors()
-        return Segment(self.memory, rows, mask)
+        return Segment(self.memory, rows, mask, cross=self.cross)
 
     def kept_rows(self, accepted: Sequence[int]) -> list[int]:
         """Row offsets to commit: the lead, the root, and the accepted nodes."""

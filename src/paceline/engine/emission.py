@@ -27,6 +27,7 @@ class Emission:
         drafted: how many of `tokens` came from the draft.
         text: newly settled text (empty without a tokenizer, or while a character or stop string is incomplete).
         logprobs: of the tokens, if requested.
+        filled: denoising: (index in the output, token) of every position that this step decided, output or not yet.
     """
 
     sequence: Sequence
@@ -34,6 +35,7 @@ class Emission:
     drafted: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    filled: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 from paceline.core.errors import UsageError
 from paceline.core.request import FinishReason, Request
@@ -14,7 +15,7 @@ from paceline.core.request import Sequence as Running
 from paceline.core.sampling import Sampling
 from paceline.core.verdict import TokenLogprob
 from paceline.engine.emission import Emission
-from paceline.engine.loop import Engine
+from paceline.engine.lifecycle import Lifecycle
 from paceline.engine.output import Chunk, Output, Stats
 from paceline.engine.prompts import Prompt, Tokenizer, as_list, prompt_ids
 from paceline.engine.runner import Runner
@@ -35,7 +36,9 @@ class LLM:
         method: the method string in force.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, ledger: Ledger, name: str, method: str) -> None:
+    engine: Any  # a `Lifecycle`: `Engine`, which has a drafter and a verifier, or `DenoisingEngine`, which has a denoiser
+
+    def __init__(self, engine: Lifecycle, tokenizer: Tokenizer | None, ledger: Ledger, name: str, method: str) -> None:
         self.engine, self.tokenizer, self.ledger, self.name, self.method = engine, tokenizer, ledger, name, method
         self._lock = Lock()
         self._inbox: dict[int, deque[Emission]] = {}
@@ -43,12 +46,24 @@ class LLM:
     @property
     def runner(self) -> Runner:
         """Target weights and memory."""
-        return self.engine.runner
+        runner: Runner = self.engine.runner
+        return runner
+
+    @property
+    def denoises(self) -> bool:
+        """Whether this is a masked diffusion model, which fills positions in any order."""
+        return self.runner.decoder.config.diffusion is not None
 
     @property
     def vocabulary(self) -> int:
         """Size of the target's vocabulary."""
         return self.runner.decoder.config.vocabulary
+
+    @property
+    def prompt_vocabulary(self) -> int:
+        """Size of the vocabulary that prompts are written in; an encoder-decoder may have another one for its output."""
+        config = self.runner.decoder.config
+        return (config.encoder or config).vocabulary
 
     def request(
         self,
@@ -66,7 +81,8 @@ class LLM:
         Raises:
             UsageError: for prompts or limits that cannot be served, naming the remedy.
         """
-        ids = prompt_ids(prompt, self.tokenizer, self.vocabulary)
+        ids = prompt_ids(prompt, self.tokenizer, self.prompt_vocabulary)
+        ids, source = self._as_target(ids)
         if len(ids) >= self.engine.context:
             raise UsageError(f"the prompt has {len(ids)} tokens and the model's context ends at {self.engine.context}; shorten it")
         check_sampling(sampling or Sampling(), self.vocabulary)
@@ -74,7 +90,16 @@ class LLM:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none; use stop_ids")
         if any(not text for text in stop):
             raise UsageError("a stop string is empty; remove it")
-        return Request(ids, sampling or Sampling(), max_tokens, tuple(stop), frozenset(stop_ids), ignore_eos, priority, tenant)
+        return Request(ids, sampling or Sampling(), max_tokens, tuple(stop), frozenset(stop_ids), ignore_eos, priority, tenant, source)
+
+    def _as_target(self, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the output continues, and the source of an encoder-decoder, checked for length."""
+        config = self.runner.decoder.config
+        if config.encoder is not None and len(prompt) > config.encoder.max_positions:
+            raise UsageError(
+                f"the source has {len(prompt)} tokens and the model's encoder reads {config.encoder.max_positions}; shorten it"
+            )
+        return config.target_of(prompt)
 
     def generate(
         self,
@@ -150,7 +175,7 @@ class LLM:
                 logs.extend(emission.logprobs)
                 last = emission.sequence.finished and not self._inbox[member.uid]
                 output = self._output(member, logs) if last else None
-                yield Chunk(emission.text, emission.tokens, emission.drafted, output)
+                yield Chunk(emission.text, emission.tokens, emission.drafted, output, emission.filled)
         finally:
             self._abandon([member])
 
@@ -218,6 +243,7 @@ class LLM:
             finish_reason=member.finish_reason or FinishReason.CANCELLED,
             logprobs=logs if member.request.sampling.logprobs is not None else None,
             stats=Stats.of(member, self.ledger.peak_bytes()),
+            canvas=member.canvas,
         )
 
     def _text(self, member: Running) -> str:

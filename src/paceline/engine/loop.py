@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+from jaxtyping import Float
+from torch import Tensor
+
 from paceline.core.batch import ForwardBatch
-from paceline.core.request import FinishReason, Request, Sequence
 from paceline.core.tree import TokenTree
 from paceline.core.verdict import Verdict
 from paceline.core.work import Feed
 from paceline.drafting.base import Drafter, DraftLimits
-from paceline.engine.emission import Detokenizer, Emission, TextStream, cut
+from paceline.engine.emission import Detokenizer, Emission, cut
+from paceline.engine.lifecycle import Clock, Lifecycle
 from paceline.engine.runner import Runner
-from paceline.scheduling.continuous import Active, Scheduler, SchedulerConfig, Turn
+from paceline.scheduling.continuous import Active, Former, Scheduler, SchedulerConfig, Turn
 from paceline.verification.verifier import Verifier
-
-PHASES = ("schedule", "draft", "assemble", "forward", "verify", "commit", "emit")
-
-
-@dataclass(slots=True)
-class Phases:
-    """Seconds spent in each phase of the loop, and how often it ran."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    steps: int = 0
-
-    @property
-    def overhead(self) -> float:
-        """Share of the time that is neither drafting nor the target forward."""
-        total = sum(self.seconds.values())
-        return 0.0 if not total else 1 - (self.seconds["forward"] + self.seconds["draft"]) / total
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +27,7 @@ class EngineConfig:
 
     Args:
         scheduler: batching limits.
-        max_draft: most draft nodes per sequence and step, whatever a method asks for.
+        max_draft: most draft nodes per sequence and step, whatever a method asks for; `load` takes it from the method's options.
         coupled: judge sampled drafts with the random numbers of plain sampling, so that samples are token-identical to it.
     """
 
@@ -49,7 +36,7 @@ class EngineConfig:
     coupled: bool = False
 
 
-class Engine:
+class Engine(Lifecycle):
     """Runs sequences to their end, one step at a time.
 
     Args:
@@ -57,60 +44,37 @@ class Engine:
         drafter: who proposes.
         detokenizer: turns ids into text, where there is a tokenizer.
         config: limits.
+        former: makes the scheduler that forms batches; continuous batching by default.
+        verifier: who judges; by default one that follows `config.coupled`.
     """
 
-    def __init__(self, runner: Runner, drafter: Drafter, detokenizer: Detokenizer | None, config: EngineConfig) -> None:
-        self.runner, self.drafter, self.detokenizer, self.config = runner, drafter, detokenizer, config
-        self.verifier = Verifier(coupled=config.coupled)
-        self.scheduler = Scheduler(runner.memory, config.scheduler, on_preempt=drafter.release)
-        self.phases = Phases()
-        decoder = runner.decoder.config
-        self.eos, self.context = frozenset(decoder.eos), decoder.max_positions
-        self._streams: dict[int, TextStream] = {}
-        self._arrived: dict[int, float] = {}
-        self._next_uid = 0
+    def __init__(
+        self,
+        runner: Runner,
+        drafter: Drafter,
+        detokenizer: Detokenizer | None,
+        config: EngineConfig,
+        former: Former = Scheduler,
+        verifier: Verifier | None = None,
+    ) -> None:
+        super().__init__(runner, detokenizer)
+        self.drafter, self.config = drafter, config
+        self.verifier = verifier if verifier is not None else Verifier(coupled=config.coupled)
+        self.scheduler = former(runner.memory, config.scheduler, drafter.release)
 
-    def submit(self, request: Request, text: bool = False) -> list[Sequence]:
-        """Queue the samples of a request.
-
-        Args:
-            text: whether emissions should carry text.
-
-        Raises:
-            CapacityError: if the prompt cannot fit.
-        """
-        sequences = []
-        for sample in range(request.sampling.n):
-            sequence = Sequence(self._next_uid, request, sample)
-            self._next_uid += 1
-            self.scheduler.add(sequence)
-            if self.detokenizer is not None and (text or request.stop):
-                self._streams[sequence.uid] = TextStream(self.detokenizer, request.stop)
-            self._arrived[sequence.uid] = perf_counter()
-            sequences.append(sequence)
-        return sequences
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is running or waiting."""
-        return not self.scheduler.running and not self.scheduler.waiting
-
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence now; its memory is free when this returns. A finished sequence stays as it is."""
-        if sequence.finished:
-            return
-        active = self.scheduler.remove(sequence)
-        if active is not None:
-            self.runner.memory.release(active.memory, sequence.tokens[: active.memory.length])
-            self.drafter.release(sequence)
-        sequence.finish_reason = FinishReason.CANCELLED
-        self._forget(sequence)
+    def _release(self, active: Active) -> None:
+        sequence = active.sequence
+        self.runner.memory.release(active.memory, sequence.tokens[: active.memory.length])
+        self.drafter.release(sequence)
 
     def step(self) -> list[Emission]:
         """One forward for everybody whose turn it is."""
-        clock = _Clock(self.phases)
+        clock = Clock(self.phases)
         turns = self.scheduler.turns()
         clock.lap("schedule")
+        if self.runner.sources is not None:
+            self.runner.sources.attach(turn.active for turn in turns)
+            clock.lap("forward")
         trees = self._propose([turn for turn in turns if turn.decides])
         clock.lap("draft")
         feeds = self._reserve(turns, trees)
@@ -123,9 +87,12 @@ class Engine:
         judged = [(active, feed.tree) for active, feed in feeds if feed.tree is not None]
         sequences = [active.sequence for active, _ in judged]
         judged_trees = [tree for _, tree in judged]
-        verdicts = self.verifier.judge(sequences, judged_trees, result.logits) if judged else []
+        logits = result.logits[: sum(map(len, judged_trees))]
+        verdicts = self.verifier.judge(sequences, judged_trees, logits) if judged else []
         if judged and batch.taps.logits:  # before emission: the rows belong to the history that was judged
-            result.taps.logits = self.verifier.processed(sequences, judged_trees, result.logits)
+            result.taps.logits = self.verifier.processed(sequences, judged_trees, logits)
+        if batch.taps.prompt_logits:
+            self._show_prompts(feeds, result.logits[len(logits) :])
         clock.lap("verify")
         accepted = dict(zip((active.sequence.uid for active, _ in judged), verdicts, strict=True))
         for active, feed in feeds:
@@ -144,6 +111,19 @@ class Engine:
         clock.lap("emit")
         self.phases.steps += 1
         return emissions
+
+    def _show_prompts(self, feeds: Many[tuple[Active, Feed]], logits: Float[Tensor, "leads vocabulary"]) -> None:
+        """Hand the drafter what the target said at tokens that were read before a tree, processed as at the nodes of one."""
+        start = 0
+        for active, feed in feeds:
+            if not feed.lead:
+                continue
+            first, stop = active.memory.length, start + len(feed.lead)
+            then = replace(active.sequence, tokens=active.sequence.tokens[: first + 1])  # as it stood when the first of them was pending
+            chain = TokenTree.chain(feed.lead[0], feed.lead[1:])
+            processed = self.verifier.processed([then], [chain], logits[start:stop])
+            self.drafter.observe_prompt(active.sequence, first, processed)  # type: ignore[attr-defined]  # its taps ask for it
+            start = stop
 
     def _propose(self, turns: Many[Turn]) -> dict[int, TokenTree]:
         """A tree for every sequence that decides in this step."""
@@ -170,7 +150,8 @@ class Engine:
                 continue
             start = active.memory.length
             tokens = active.sequence.tokens[start : start + turn.lead]
-            feed = Feed(active.memory, tokens, trees.get(active.sequence.uid) if turn.decides else None)
+            tree = trees.get(active.sequence.uid) if turn.decides else None
+            feed = Feed(active.memory, tokens, tree, active.memory.cross)
             if self.scheduler.make_room(turn, feed.rows):
                 feeds.append((active, feed))
         return [(active, feed) for active, feed in feeds if active in self.scheduler.running]
@@ -189,31 +170,18 @@ class Engine:
         text = "" if stream is None else stream.settled(final=reason is not None)
         return Emission(sequence, tokens, drafted, text, verdict.logprobs[: len(tokens)])
 
-    def _forget(self, sequence: Sequence) -> None:
-        self._streams.pop(sequence.uid, None)
-        self._arrived.pop(sequence.uid, None)
-
-
-class _Clock:
-    """Adds the time since the last lap to a phase."""
-
-    def __init__(self, phases: Phases) -> None:
-        self.phases, self.last = phases, perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = perf_counter()
-        self.phases.seconds[phase] += now - self.last
-        self.last = now
-
 
 def _assemble(feeds: Many[Feed], drafter: Drafter) -> ForwardBatch:
-    """Flat rows of all feeds; only tree nodes need logits."""
+    """Flat rows of all feeds; only tree nodes need logits, and behind all of them the leads where the drafter asks for these."""
     ids: list[int] = []
     positions: list[int] = []
     wanted: list[int] = []
+    leads: list[int] = []
     for feed in feeds:
+        if drafter.taps.prompt_logits:
+            leads.extend(range(len(ids), len(ids) + len(feed.lead)))
         if feed.tree is not None:
             wanted.extend(range(len(ids) + len(feed.lead), len(ids) + feed.rows))
         ids.extend(feed.ids())
         positions.extend(feed.positions())
-    return ForwardBatch(ids, positions, [feed.segment() for feed in feeds], wanted, taps=drafter.taps)
+    return ForwardBatch(ids, positions, [feed.segment() for feed in feeds], [*wanted, *leads], taps=drafter.taps)

@@ -20,6 +20,7 @@ class Stats:
         drafted, accepted: draft nodes proposed, and accepted.
         acceptance_by_depth: share of steps that accepted a node at depth d among those that offered one.
         offered_by_depth, accepted_by_depth: the counts behind it.
+        rows: rows computed, where the loop counts them (denoising).
         runs: tokens emitted by each forward; all but the last of a run were drafted.
         times: when they were, in seconds since arrival.
         ttft: seconds from arrival to the first token. tpot: median seconds per token after that.
@@ -45,6 +46,7 @@ class Stats:
     decode_seconds: float
     preemptions: int
     peak_bytes: dict[str, int]
+    rows: int = 0
 
     @property
     def tokens_per_forward(self) -> float:
@@ -76,7 +78,7 @@ class Stats:
         for before, after, tokens in zip(times, times[1:], counts.token_counts[1:], strict=False):
             gaps.extend([(after - before) / tokens] * tokens)
         return cls(
-            prompt_tokens=sequence.prompt_length,
+            prompt_tokens=len(sequence.request.prompt),
             output_tokens=len(sequence.output),
             cached_prompt_tokens=counts.cached_prompt_tokens,
             forwards=counts.forwards,
@@ -94,6 +96,7 @@ class Stats:
             decode_seconds=times[-1] - times[0] if times else 0.0,
             preemptions=counts.preemptions,
             peak_bytes=dict(peak_bytes),
+            rows=counts.rows,
         )
 
 
@@ -108,6 +111,7 @@ class Output:
         logprobs: one entry per token, if requested.
         stats: how it was made.
         samples: with `n > 1`, all samples; this output repeats the first of them.
+        canvas: denoising: every position behind the prompt as it was decoded, ends of text and what follows them included.
     """
 
     text: str
@@ -116,6 +120,7 @@ class Output:
     logprobs: list[TokenLogprob] | None
     stats: Stats
     samples: list[Output] = field(default_factory=list)
+    canvas: list[int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -127,6 +132,8 @@ class Output:
         }
         if self.logprobs is not None:
             record["logprobs"] = [asdict(entry) for entry in self.logprobs]
+        if self.canvas is not None:
+            record["canvas"] = self.canvas
         if self.samples:
             record["samples"] = [sample.to_dict() for sample in self.samples]
         return record
@@ -141,9 +148,11 @@ class Chunk:
         token_ids: new ids.
         drafted: how many of them were drafted and accepted.
         output: the whole answer, on the last chunk only.
+        filled: denoising: (index in the answer, id) of every position decided by this forward.
     """
 
     text: str
     token_ids: tuple[int, ...]
     drafted: int
     output: Output | None = None
+    filled: tuple[tuple[int, int], ...] = ()

@@ -7,12 +7,16 @@ from time import perf_counter
 import torch
 
 from paceline.attention.plan import Exactness
-from paceline.core.batch import ForwardBatch, ForwardResult, Segment
+from paceline.core.batch import CrossView, ForwardBatch, ForwardResult, Segment
+from paceline.engine.sources import Sources
+from paceline.memory.contract import TokenMemory
 from paceline.memory.ledger import Ledger
 from paceline.memory.slots import KVLayout, SlotMemory
 from paceline.models.decoder import Decoder
+from paceline.models.encoder import encode_sources
 
 GIBIBYTE = 1 << 30
+PROBED_SOURCE = 64  # source tokens that a probed forward of an encoder-decoder reads
 
 
 class Runner:
@@ -22,10 +26,11 @@ class Runner:
         decoder: the network; several runners may share one.
         memory: where keys and values go.
         exact: bit-exact shapes, or `None`.
+        sources: reads the sources of an encoder-decoder.
     """
 
-    def __init__(self, decoder: Decoder, memory: SlotMemory, exact: Exactness | None = None) -> None:
-        self.decoder, self.memory, self.exact = decoder, memory, exact
+    def __init__(self, decoder: Decoder, memory: TokenMemory, exact: Exactness | None = None, sources: Sources | None = None) -> None:
+        self.decoder, self.memory, self.exact, self.sources = decoder, memory, exact, sources
         self.forwards = 0
         self.rows = 0
         self.seconds = 0.0
@@ -48,7 +53,10 @@ class Runner:
         apart = Runner(self.decoder, SlotMemory(self.memory.layout, rows, prefix_cache=False), self.exact)
         memory = apart.memory.admit([0] * rows)
         memory.reserve(rows)
-        batch = ForwardBatch([0] * rows, range(rows), [Segment(memory, rows)])
+        with torch.inference_mode():
+            cross = self._probed_source()
+        positions = [row % self.decoder.config.max_positions for row in range(rows)]  # a table of positions may end before the rows do
+        batch = ForwardBatch([0] * rows, positions, [Segment(memory, rows, cross=cross)])
         times = []
         for _ in range(repeats):
             start = perf_counter()
@@ -57,6 +65,11 @@ class Runner:
                 torch.cuda.synchronize()
             times.append(perf_counter() - start)
         return min(times)
+
+    def _probed_source(self) -> CrossView | None:
+        """A source to read while probing, where the decoder reads one."""
+        encoder = self.decoder.encoder
+        return None if encoder is None else encode_sources(self.decoder, [[0] * min(PROBED_SOURCE, encoder.config.max_positions)])[0]
 
 
 def default_slots(decoder: Decoder, sequences: int, budget: int = 2 * GIBIBYTE) -> int:
@@ -75,7 +88,12 @@ def make_runner(
     exact: Exactness | None = None,
     prefix_cache: bool = True,
 ) -> Runner:
-    """A runner with a fresh memory of `slots` token slots."""
+    """A runner with a fresh memory of `slots` token slots.
+
+    Targets of an encoder-decoder never become prefixes for others: their keys and values depend on their source.
+    """
     shapes = tuple((spec.mixer.kv_heads, spec.mixer.head_dim) for spec in decoder.config.layers)
     layout = KVLayout(layers=shapes, dtype=decoder.dtype, device=decoder.device)
-    return Runner(decoder, SlotMemory(layout, slots, ledger, category, prefix_cache), exact)
+    paired = decoder.encoder is not None
+    memory = SlotMemory(layout, slots, ledger, category, prefix_cache and not paired)
+    return Runner(decoder, memory, exact, Sources(decoder, ledger) if paired else None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from paceline.core.errors import UsageError
 from paceline.memory import runs as spans
 from paceline.memory.allocator import OwnershipError
+from paceline.memory.cross import CrossMemory
 from paceline.memory.placement import SPARE, grow
 from paceline.memory.pool import KVSnapshot
 from paceline.memory.runs import Run
@@ -22,6 +23,8 @@ class SequenceMemory:
 
     `0..length` is committed, `length..live` is scratch, `live..capacity` is headroom, which others may reclaim. Slots below `shared`
     may have other holders and are never written. Made by `SlotMemory.admit`, `SlotMemory.restore` and `fork`.
+
+    In an encoder-decoder `cross` is the encoded source read beside the slots; it goes with the sequence, and commits do not touch it.
     """
 
     def __init__(self, memory: SlotMemory, held: list[Run], length: int, promised: int, namespace: Hashable) -> None:
@@ -30,6 +33,7 @@ class SequenceMemory:
         self.length = self.live = self.shared = self.capacity = length
         self.promised = promised
         self.released = False
+        self.cross: CrossMemory | None = None
 
     @property
     def headroom(self) -> int:
@@ -120,7 +124,9 @@ class SequenceMemory:
         common = self.runs(self.length)
         self.memory.book.retain(common)
         self.shared = self.length
-        return self.memory.adopt(SequenceMemory(self.memory, common, self.length, self.length, self.namespace))
+        twin = self.memory.adopt(SequenceMemory(self.memory, common, self.length, self.length, self.namespace))
+        twin.cross = None if self.cross is None else self.cross.retain()
+        return twin
 
     def snapshot(self) -> KVSnapshot:
         """A copy of the committed keys and values, independent of the pools; `SlotMemory.restore` brings it back."""
@@ -159,6 +165,9 @@ class SequenceMemory:
         self._check()
         self.memory.book.release(self.held)
         self.memory.account(self, -1)
+        if self.cross is not None:
+            self.cross.release()
+            self.cross = None
         self.held, self.released = [], True
         self.length = self.live = self.shared = self.capacity = self.promised = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch import Tensor
 from paceline.core.errors import CheckpointError, UsageError
 from paceline.models.config import DecoderConfig
 from paceline.models.decoder import Decoder
-from paceline.models.families import decoder_config, family_of, find_family, stop_ids
+from paceline.models.diffusion_configs import translated
+from paceline.models.encdec_families import PairFamily, start_ids
+from paceline.models.families import decoder_config, find_family, stop_ids
 from paceline.models.hub import locate as locate
 from paceline.models.names import Layout, Recipe, choose, recipes
 from paceline.models.tensor_files import TensorFiles, read_json
@@ -53,11 +55,12 @@ def load_decoder(
     folder = locate(model)
     hf_config = read_config(folder)
     config = decoder_config(hf_config, context=context)
-    generation = folder / "generation_config.json"
-    if generation.exists():  # chat models name their end-of-turn ids only there
-        config = replace(config, eos=stop_ids(config.eos, read_json(generation).get("eos_token_id")))
+    entries = read_json(folder / "config.json")  # older files keep there what transformers now reads from the other one alone
+    if (folder / "generation_config.json").exists():
+        entries |= read_json(folder / "generation_config.json")
+    config = as_generated(config, hf_config, entries)
     decoder = empty_decoder(config)
-    shapes, layout = tensor_shapes(decoder), family_of(hf_config).layout
+    shapes, layout = tensor_shapes(decoder), layout_of(config)
     with TensorFiles(folder) as files:
         plan = {name: choose(ways, files.file_of) for name, ways in recipes(layout, shapes).items()}
         check_plan(plan, {key: files.shape(key) for key in files.file_of}, layout, str(folder), files.where)
@@ -78,11 +81,37 @@ def read_config(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig  # after the cheap checks: it takes a second to import
 
     try:
+        diffusion = translated(raw, folder)
+        if diffusion is not None:
+            return diffusion
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except CheckpointError:
+        raise
     except Exception as error:  # each config class validates in its own way
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder / 'config.json'} is not a valid {family.architecture} config: {reason}") from None
     return config
+
+
+def as_generated(config: DecoderConfig, hf_config: PreTrainedConfig, generation: Mapping[str, Any]) -> DecoderConfig:
+    """With the special ids that generation needs: ends of turns, what targets begin with, single tokens that are forbidden.
+
+    Args:
+        generation: entries of the generation config.
+
+    Raises:
+        CheckpointError: for an encoder-decoder without a start token.
+    """
+    eos = stop_ids(config.eos, generation.get("eos_token_id"))
+    banned = (words[0] for words in generation.get("bad_words_ids") or () if len(words) == 1 and words[0] not in eos)
+    config = replace(config, eos=eos, never=tuple(banned))
+    return config if config.encoder is None else replace(config, start=start_ids(hf_config, generation))
+
+
+def layout_of(config: DecoderConfig) -> Layout:
+    """Names of a described model's tensors."""
+    family = find_family(config.family)
+    return family.layout_of(config) if isinstance(family, PairFamily) else family.layout
 
 
 def empty_decoder(config: DecoderConfig) -> Decoder:
@@ -131,7 +160,8 @@ def check_plan(
 
 
 def _assemble(recipe: Recipe, shape: tuple[int, ...], files: TensorFiles, dtype: torch.dtype, device: torch.device) -> Tensor:
-    target = torch.empty(shape, dtype=dtype, device=device)
+    make = torch.empty if recipe else torch.zeros
+    target = make(shape, dtype=dtype, device=device)
     for piece in recipe:
         files.dtype(piece.key)  # refuses quantised tensors
         target[piece.into].copy_(files.read(piece.key, piece.rows))

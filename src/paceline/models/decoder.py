@@ -8,48 +8,75 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from paceline.attention.cross import CrossPlan
 from paceline.attention.plan import AttentionPlan, Exactness
 from paceline.core.batch import ForwardBatch, ForwardResult
-from paceline.kernels.fused import Fused, fused
-from paceline.models.config import DecoderConfig, LayerSpec, RopeSpec
-from paceline.models.few_rows import FewRows, FusedLayer, fusable
-from paceline.models.layers import Attention, FeedForward, RMSNorm, Rotation, Step
+from paceline.kernels.fused import fused
+from paceline.models.config import DecoderConfig, FeedForwardSpec, LayerSpec, RopeSpec
+from paceline.models.cross import CrossAttention
+from paceline.models.layers import Attention, FeedForward, PlainFeedForward, RMSNorm, Rotation, Step
 from paceline.models.linear import Linear
 from paceline.models.moe import MoE
+from paceline.models.norms import make_norm
+from paceline.models.positions import RelativeBias, make_positions
 from paceline.models.rope import RotaryTable
+from paceline.models.stack import Stack, fusable
+
+PACKED_PARTS = (Attention, CrossAttention, FeedForward, PlainFeedForward, RMSNorm)
 
 
 class Layer(nn.Module):
-    """A mixer and a feed-forward, each added to the residual stream. The two halves can be run apart."""
+    """A mixer and a feed-forward, each added to the residual stream. The two halves can be run apart.
+
+    In an encoder-decoder the first half is two mixers, one for the row's own past and one for the source.
+    """
 
     def __init__(self, spec: LayerSpec, config: DecoderConfig) -> None:
         super().__init__()
-        eps, offset = config.norm_eps, config.norm_offset
-        self.mixer_norm = RMSNorm(config.width, eps, offset)
-        self.mixer = Attention(spec.mixer, config.width, eps, offset)
-        self.feed_forward_norm = RMSNorm(config.width, eps, offset)
-        self.feed_forward = (MoE if spec.feed_forward.experts else FeedForward)(spec.feed_forward, config.width)
-        self.mixer_post_norm = RMSNorm(config.width, eps, offset) if spec.post_norms else None
-        self.feed_forward_post_norm = RMSNorm(config.width, eps, offset) if spec.post_norms else None
+        self.norm_after = spec.norm_after
+        self.mixer_norm = make_norm(config)
+        self.mixer = Attention(spec.mixer, config.width, config.norm_eps, config.norm_offset)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = _feed_forward(spec.feed_forward, config.width)
+        self.mixer_post_norm = make_norm(config) if spec.post_norms else None
+        self.feed_forward_post_norm = make_norm(config) if spec.post_norms else None
+        self.cross: CrossAttention | None = None
+        if spec.cross is not None and config.encoder is not None:
+            self.cross_norm = make_norm(config)
+            self.cross = CrossAttention(spec.cross, config.width, config.encoder.width)
 
     def mix(self, hidden: Float[Tensor, "rows width"], step: Step, layer: int) -> Float[Tensor, "rows width"]:
-        """Residual stream behind the mixer."""
+        """Residual stream behind the mixer, or both of them."""
+        if self.norm_after:
+            hidden = self.mixer_norm.forward(hidden + self.mixer.forward(hidden, step, layer))
+            return hidden if self.cross is None else self.cross_norm.forward(hidden + self.cross.forward(hidden, step, layer))
         out = self.mixer.forward(self.mixer_norm.forward(hidden), step, layer)
-        return hidden + (out if self.mixer_post_norm is None else self.mixer_post_norm.forward(out))
+        hidden = hidden + (out if self.mixer_post_norm is None else self.mixer_post_norm.forward(out))
+        return hidden if self.cross is None else hidden + self.cross.forward(self.cross_norm.forward(hidden), step, layer)
 
     def feed(self, hidden: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """Residual stream behind the feed-forward."""
+        if self.norm_after:
+            return self.feed_forward_norm.forward(hidden + self.feed_forward.forward(hidden))
         out = self.feed_forward.forward(self.feed_forward_norm.forward(hidden))
         return hidden + (out if self.feed_forward_post_norm is None else self.feed_forward_post_norm.forward(out))
 
-    def fused(self) -> FusedLayer:
-        """The fused form of a packed dense layer."""
+    def parts(self) -> tuple[RMSNorm, Attention, RMSNorm, FeedForward]:
+        """The parts of a dense layer without norms behind its halves, in order."""
         assert isinstance(self.feed_forward, FeedForward)
-        return FusedLayer.of(self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward)
+        assert isinstance(self.mixer_norm, RMSNorm)
+        assert isinstance(self.feed_forward_norm, RMSNorm)
+        return self.mixer_norm, self.mixer, self.feed_forward_norm, self.feed_forward
+
+
+def _feed_forward(spec: FeedForwardSpec, width: int) -> FeedForward | PlainFeedForward | MoE:
+    if spec.experts:
+        return MoE(spec, width)
+    return FeedForward(spec, width) if spec.gated else PlainFeedForward(spec, width)
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer described by a `DecoderConfig`.
+    """A transformer described by a `DecoderConfig`. With an encoder in its config it reads sources too (see `models/encoder.py`).
 
     `forward` runs a whole batch. Methods that need more compose the same pieces: `step` prepares a range of layers for some rows,
     `run` executes it, and `Layer.mix` / `Layer.feed` execute half layers.
@@ -62,14 +89,20 @@ class Decoder(nn.Module):
         self.embed.weight.requires_grad_(False)
         self._layers = [Layer(spec, config) for spec in config.layers]  # a plain list is faster to index
         self.layers = nn.ModuleList(self._layers)
-        self.norm = RMSNorm(config.width, config.norm_eps, config.norm_offset)
+        self.norm = make_norm(config) if config.final_norm else nn.Identity()
+        self.embed_norm = make_norm(config) if config.embed_norm else None
+        self.positions = make_positions(config.positions, config.width)
+        self.relative = None if config.relative is None else RelativeBias(config.relative)
+        self.logit_bias = nn.Parameter(torch.empty(1, config.vocabulary), requires_grad=False) if config.logit_bias else None
+        self.encoder = None if config.encoder is None else Decoder(config.encoder)
+        if self.encoder is not None and config.shared_embedding:
+            self.encoder.borrow_embedding(self.embed)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self._ropes = list({spec.mixer.rope: None for spec in config.layers if spec.mixer.rope is not None})
         self._rope_of = [None if spec.mixer.rope is None else self._ropes.index(spec.mixer.rope) for spec in config.layers]
         self._rotary: dict[RopeSpec, RotaryTable] = {}
         self._tied_head: Linear | None = None
-        self._fused_layers: list[FusedLayer] = []
-        self.kernels: Fused | None = None  # fused kernels, once packed, where this machine and these layers can have them
+        self.stack: Stack | None = None  # all layers in one kernel call, once packed, where this machine and these layers can have it
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,12 +118,22 @@ class Decoder(nn.Module):
         Not for decoders that share weights with another model, nor for training.
         """
         for part in self.modules():
-            if isinstance(part, (Attention, FeedForward, RMSNorm)):
+            if isinstance(part, PACKED_PARTS):
                 part.pack()
         self.output.pack(keep=self.head is None)
-        self.kernels = fused(self.dtype, self.device) if fusable(self.config) else None
-        if self.kernels is not None:
-            self._fused_layers = [layer.fused() for layer in self._layers]
+        kernels = fused(self.dtype, self.device)
+        packed = all(part.panels is not None for part in self.modules() if isinstance(part, Linear))
+        if kernels is not None and packed and fusable(self.config):
+            self.stack = Stack(kernels, [layer.parts() for layer in self._layers], [rope or 0 for rope in self._rope_of])
+
+    def borrow_embedding(self, embed: nn.Embedding) -> None:
+        """Embed with another decoder's table, which stays that decoder's submodule alone."""
+        del self.embed
+        self.__dict__["embed"] = embed
+
+    def cross_mixers(self) -> list[CrossAttention]:
+        """The mixers that read a source, layer by layer; none in a decoder-only model."""
+        return [layer.cross for layer in self._layers if layer.cross is not None]
 
     @property
     def output(self) -> Linear:
@@ -122,7 +165,11 @@ class Decoder(nn.Module):
             positions = torch.nn.functional.pad(positions, (0, exact.min_rows - len(positions)))
         highest = max(batch.positions)
         rotations = [Rotation.of(*self._table(rope).lookup(positions, highest), self.dtype) for rope in self._ropes]
-        return Step(plan, keys, values, [None if which is None else rotations[which] for which in self._rope_of], batch.taps)
+        if self.relative is not None and batch.taps.lse:
+            raise ValueError(f"{self.config.family} biases attention scores by distance; log-sum-exps of its layers cannot be tapped")
+        bias = None if self.relative is None else self.relative.forward(plan)
+        cross = None if self.encoder is None else CrossPlan.of(batch.segments)
+        return Step(plan, keys, values, rotations, self._rope_of, batch.taps, bias=bias, cross=cross)
 
     def inputs(self, batch: ForwardBatch, exact: Exactness | None = None) -> Float[Tensor, "rows width"]:
         """Input vectors of the rows, padded to the bit-exact minimum if there is one."""
@@ -132,6 +179,10 @@ class Decoder(nn.Module):
                 hidden = hidden * torch.tensor(self.config.embed_scale, dtype=hidden.dtype)
         else:
             hidden = batch.embeddings.to(self.device, self.dtype)
+        if self.positions is not None:
+            hidden = hidden + self.positions.forward(torch.tensor(list(batch.positions), device=self.device), self.dtype)
+        if self.embed_norm is not None:
+            hidden = self.embed_norm.forward(hidden)
         if exact is not None and len(hidden) < exact.min_rows:
             hidden = torch.nn.functional.pad(hidden, (0, 0, 0, exact.min_rows - len(hidden)))
         return hidden
@@ -139,24 +190,28 @@ class Decoder(nn.Module):
     def run(self, hidden: Float[Tensor, "rows width"], step: Step, layers: range | None = None) -> Float[Tensor, "rows width"]:
         """Hidden states behind a range of layers."""
         chosen = layers if layers is not None else range(len(self.layers))
-        few = None if self.kernels is None else FewRows.of(self.kernels, step, self._fused_layers)
-        if few is not None:
-            hidden = hidden.clone(memory_format=torch.contiguous_format)  # updated in place
+        views = None if self.stack is None else self.stack.views(step)
+        if self.stack is not None and views is not None:
+            return self.stack.run(hidden, step, views, chosen)
         for index in chosen:
             if index in step.wanted.layer_inputs:
-                step.taps.layer_inputs[index] = hidden if few is None else few.settle(hidden).clone()
-            if few is None:
-                layer = self._layers[index]
-                hidden = layer.feed(layer.mix(hidden, step, index))
-            else:
-                few.layer(hidden, index, self._fused_layers[index])
-        return hidden if few is None else few.settle(hidden)
+                step.taps.layer_inputs[index] = hidden
+            layer = self._layers[index]
+            hidden = layer.feed(layer.mix(hidden, step, index))
+        return hidden
 
     def logits(self, final_hidden: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocabulary"]:
         """Logits of rows behind the final norm."""
+        if self.config.head_scale != 1.0:
+            final_hidden = final_hidden * self.config.head_scale
         logits = self.output.kernel(final_hidden)
-        cap = self.config.logit_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias
+        if self.config.logit_softcap is not None:
+            logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
+        if self.config.never:
+            logits[:, list(self.config.never)] = float("-inf")
+        return logits
 
     def forward(
         self,

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from paceline.core.errors import CheckpointError, UsageError
-from paceline.models.config import Activation, AttentionSpec, DecoderConfig, FeedForwardSpec, LayerSpec, RopeKind, RopeSpec
-from paceline.models.names import GEMMA, GEMMA_WITH_IMAGES, LLAMA, MIXTRAL, PHI3, QWEN_MOE, Layout
+from paceline.models.config import AttentionSpec, DecoderConfig, FeedForwardSpec, LayerSpec, RopeKind, RopeSpec
+from paceline.models.config_keys import activation
+from paceline.models.config_keys import stop_ids as stop_ids
+from paceline.models.encdec_families import PAIR_FAMILIES, PairFamily
+from paceline.models.names import GEMMA, GEMMA_WITH_IMAGES, LLADA, LLAMA, MIXTRAL, PHI3, QWEN_MOE, Layout
 from paceline.models.rope import RULES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-}
 # Settings that change the network in a way no layer here implements; any of them being set is an error, never ignored.
 UNSUPPORTED = {
     "mlp_bias": "biases in the feed-forward",
@@ -128,23 +122,29 @@ FAMILIES: tuple[Family, ...] = (
         window="all",
         experts=Experts("num_experts", "moe_intermediate_size", normalise="norm_topk_prob"),
     ),
+    Family("LLaDAModelLM", "llada", LLADA),  # masked diffusion: see models/diffusion_configs.py
+    Family("DreamModel", "Dream", qkv_bias=True),
+    Family("SDARForCausalLM", "sdar", qkv_bias="attention_bias", out_bias="attention_bias", qk_norm=True),
 )
 
 
-def find_family(architecture: str | None, model_type: str | None = None) -> Family:
+KNOWN: tuple[Family | PairFamily, ...] = (*FAMILIES, *PAIR_FAMILIES)
+
+
+def find_family(architecture: str | None, model_type: str | None = None) -> Family | PairFamily:
     """The row of an architecture; by `model_type` where a config names no architecture.
 
     Raises:
         CheckpointError: for any other, naming it and the supported ones.
     """
-    for family in FAMILIES:
+    for family in KNOWN:
         if architecture == family.architecture or (architecture is None and model_type == family.model_type):
             return family
-    known = ", ".join(family.architecture for family in FAMILIES)
+    known = ", ".join(family.architecture for family in KNOWN)
     raise CheckpointError(f"architecture {architecture or model_type!r} is not supported; supported are: {known}")
 
 
-def family_of(config: PreTrainedConfig, architecture: str | None = None) -> Family:
+def family_of(config: PreTrainedConfig, architecture: str | None = None) -> Family | PairFamily:
     """The row of a `transformers` config."""
     named = getattr(config, "architectures", None) or [None]
     return find_family(architecture or named[0], getattr(config, "model_type", None))
@@ -166,11 +166,12 @@ def decoder_config(config: PreTrainedConfig, architecture: str | None = None, co
     family = family_of(config, architecture)
     if context is not None and context < 1:
         raise UsageError(f"context={context} must be at least 1 token")
+    if isinstance(family, PairFamily):
+        _refuse(family.architecture, config)
+        return family.describe(family, config, context)
     tied = bool(config.tie_word_embeddings)
     whole, config = config, config if family.nested is None else getattr(config, family.nested)
-    for key, meaning in UNSUPPORTED.items():
-        if getattr(whole, key, None) or getattr(config, key, None):
-            raise CheckpointError(f"config.json: {family.architecture} with {key!r} set ({meaning}) is not supported")
+    _refuse(family.architecture, whole, config)
     return DecoderConfig(
         family=family.architecture,
         vocabulary=config.vocab_size,
@@ -184,16 +185,15 @@ def decoder_config(config: PreTrainedConfig, architecture: str | None = None, co
         max_positions=context or config.max_position_embeddings,
         bos=config.bos_token_id,
         eos=stop_ids(config.eos_token_id),
+        diffusion=getattr(config, "diffusion", None),
     )
 
 
-def stop_ids(*values: int | Iterable[int] | None) -> tuple[int, ...]:
-    """The distinct ids of `eos_token_id` entries, each absent, one or several, in order."""
-    ids: dict[int, None] = {}
-    for value in values:
-        if value is not None:
-            ids.update(dict.fromkeys([value] if isinstance(value, int) else value))
-    return tuple(ids)
+def _refuse(architecture: str, *configs: PreTrainedConfig) -> None:
+    """Stop at settings that no layer here implements."""
+    for key, meaning in UNSUPPORTED.items():
+        if any(getattr(config, key, None) for config in configs):
+            raise CheckpointError(f"config.json: {architecture} with {key!r} set ({meaning}) is not supported")
 
 
 def _layer(family: Family, config: PreTrainedConfig, index: int) -> LayerSpec:
@@ -223,17 +223,15 @@ def _layer(family: Family, config: PreTrainedConfig, index: int) -> LayerSpec:
 
 
 def _feed_forward(family: Family, config: PreTrainedConfig, index: int) -> FeedForwardSpec:
-    name = getattr(config, family.activation)
-    if name not in ACTIVATIONS:
-        raise CheckpointError(f"config.json: {family.activation} {name!r} is not supported; supported are: {', '.join(ACTIVATIONS)}")
+    function = activation(config, family.activation)
     experts = family.experts
     step = getattr(config, "decoder_sparse_step", 1)
     dense = experts is None or index in (getattr(config, "mlp_only_layers", None) or ()) or (index + 1) % step != 0
     if experts is None or dense or not getattr(config, experts.count):
-        return FeedForwardSpec(config.intermediate_size, ACTIVATIONS[name])
+        return FeedForwardSpec(config.intermediate_size, function)
     return FeedForwardSpec(
         getattr(config, experts.width),
-        ACTIVATIONS[name],
+        function,
         experts=getattr(config, experts.count),
         active=config.num_experts_per_tok,
         normalise=_flag(config, experts.normalise),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from paceline.core.errors import CheckpointError
-from paceline.models.checkpoint import DTYPES, check_plan, empty_decoder, fill, tensor_shapes
+from paceline.models.checkpoint import DTYPES, as_generated, check_plan, empty_decoder, fill, layout_of, tensor_shapes
 from paceline.models.decoder import Decoder
-from paceline.models.families import decoder_config, find_family, stop_ids
+from paceline.models.diffusion_configs import translated
+from paceline.models.families import decoder_config
 from paceline.models.names import Recipe, choose, recipes
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def share_decoder(model: PreTrainedModel, context: int | None = None) -> Decoder
         CheckpointError: for an unsupported model, naming what stands in the way.
     """
     architecture = type(model).__name__
-    config = decoder_config(model.config, architecture, context)
+    described = translated({**model.config.to_dict(), "architectures": [architecture]}) or model.config
+    config = decoder_config(described, architecture, context)
     generation = getattr(model, "generation_config", None)
-    config = replace(config, eos=stop_ids(config.eos, getattr(generation, "eos_token_id", None)))
+    config = as_generated(config, model.config, {} if generation is None else generation.to_dict())
     held: dict[str, Tensor] = model.state_dict()
     kinds = {(tensor.device, tensor.dtype) for tensor in held.values()}
     if len(kinds) > 1:
@@ -42,7 +43,7 @@ def share_decoder(model: PreTrainedModel, context: int | None = None) -> Decoder
     device, dtype = kinds.pop()
     if device.type == "meta" or dtype not in DTYPES:
         raise CheckpointError(f"the weights of this {architecture} are {dtype} on {device}; load it unquantised and not offloaded")
-    decoder, layout = empty_decoder(config), find_family(architecture).layout
+    decoder, layout = empty_decoder(config), layout_of(config)
     shapes = tensor_shapes(decoder)
     shareable = {name: tuple(filter(_is_view, ways)) for name, ways in recipes(layout, shapes).items()}
     plan = {name: choose(ways, held) for name, ways in shareable.items()}

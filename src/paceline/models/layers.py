@@ -1,4 +1,4 @@
-"""The parts of a decoder layer: norm, grouped-query attention, gated feed-forward. Rows are flat; sequences exist only in the plan."""
+"""The parts of a decoder layer: norm, grouped-query attention, feed-forward. Rows are flat; sequences exist only in the plan."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paceline.attention.attend import attend, log_sum_exp
+from paceline.attention.cross import CrossPlan
 from paceline.attention.plan import AttentionPlan
 from paceline.core.batch import TapRequest, Taps
+from paceline.kernels.fused import Fused, fused
 from paceline.models.config import Activation, AttentionSpec, FeedForwardSpec
 from paceline.models.linear import Linear, fuse
 
@@ -21,6 +23,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
 }
 
 
@@ -47,14 +50,25 @@ class Rotation:
 
 @dataclass(slots=True)
 class Step:
-    """What one range of layers needs besides hidden states: where rows read and write, how each layer rotates, what is tapped."""
+    """What one range of layers needs besides hidden states: where rows read and write, how each layer rotates, what is tapped.
+
+    `bias` is added to the scores of self-attention, segment by segment; `cross` says whose source each row reads.
+    """
 
     plan: AttentionPlan
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
-    rotations: Sequence[Rotation | None]
+    turns: Sequence[Rotation]
+    turn_of: Sequence[int | None]
     wanted: TapRequest
     taps: Taps = field(default_factory=Taps)
+    bias: Sequence[Float[Tensor, "heads segment_rows keys"]] | None = None
+    cross: CrossPlan | None = None
+
+    def rotation(self, layer: int) -> Rotation | None:
+        """How a layer rotates, if it does."""
+        turn = self.turn_of[layer]
+        return None if turn is None else self.turns[turn]
 
 
 class RMSNorm(nn.Module):
@@ -70,12 +84,14 @@ class RMSNorm(nn.Module):
         self.offset, self.root, self.floor = offset, sqrt(width), torch.tensor(sqrt(width * eps), dtype=torch.float64, device="cpu")
         self.packed: Tensor | None = None
         self.floor_square = 0.0
+        self.kernels: Fused | None = None
 
     def pack(self) -> None:
         """Compute the effective gain once; later changes of the weight are not seen."""
         self.packed = self.gain()
         self.floor = self.floor.to(self.packed)
         self.floor_square = float(self.floor) ** 2
+        self.kernels = fused(self.weight.dtype, self.weight.device)
 
     def gain(self) -> Float[Tensor, " width"]:
         """What the direction of a row is multiplied by, in at least float32."""
@@ -85,6 +101,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         gain = self.gain() if self.packed is None else self.packed
+        if self.kernels is not None:
+            return self.kernels.normalize(x, gain, self.floor_square)
         length = torch.linalg.vector_norm(x, 2, -1, True, dtype=gain.dtype)
         out = x / torch.hypot(length, self.floor.to(gain.dtype) if self.packed is None else self.floor) * gain
         return out if out.dtype is x.dtype else out.to(x.dtype)
@@ -129,7 +147,7 @@ class Attention(nn.Module):
         spec, plan = self.spec, step.plan
         both, value = self.project(x)
         plain = both
-        rotation = step.rotations[layer]
+        rotation = step.rotation(layer)
         if rotation is not None:
             both = rotation(both)
         query, key = both[:, : spec.heads], both[:, spec.heads :]
@@ -139,7 +157,7 @@ class Attention(nn.Module):
             keys[plan.write], values[plan.write] = key[:real], value[:real]
         else:
             keys[plan.write], values[plan.write] = key, value
-        out = attend(query, keys, values, plan, scale=spec.scale, window=spec.window, softcap=spec.softcap)
+        out = attend(query, keys, values, plan, scale=spec.scale, window=spec.window, softcap=spec.softcap, bias=step.bias)
         self._tap(step, layer, plain, query, key, value)
         return self.o.kernel(out.reshape(len(x), -1))
 
@@ -179,3 +197,22 @@ class FeedForward(nn.Module):
             return self.down.kernel(self.activation(self.gate.kernel(x)) * self.up.kernel(x))
         gate, up = self.gate_up.kernel(x).chunk(2, -1)
         return self.down.kernel(self.activation(gate).mul_(up))
+
+
+class PlainFeedForward(nn.Module):
+    """Feed-forward without a gate: `down(act(inner(x)))` (Vaswani et al. 2017, sec. 3.3)."""
+
+    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.activation = ACTIVATIONS[spec.activation]
+        self.inner = Linear(width, spec.width, spec.bias)
+        self.down = Linear(spec.width, width, spec.bias)
+
+    def pack(self) -> None:
+        """Pack all weights for this device."""
+        self.inner.pack()
+        self.down.pack()
+
+    def forward(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        return self.down.kernel(self.activation(self.inner.kernel(x)))

@@ -54,6 +54,11 @@ class Layout:
         roots: module that holds embeddings, layers and final norm, under each name it has been given.
         heads: the same for the head.
         others: beginnings of names that belong to other parts of a larger model.
+        outer: decoder module outside the layers -> checkpoint module below the root.
+        layers: module below the root that holds the layers.
+        named: decoder tensor -> its whole name in the checkpoint, under each it has been given; for what lies outside every root.
+        optional: decoder tensors that a checkpoint may leave out, meaning zeros.
+        encoder: names of the encoder's tensors, for encoder-decoders.
     """
 
     modules: Mapping[str, str]
@@ -62,13 +67,19 @@ class Layout:
     roots: tuple[str, ...] = ("model",)
     heads: tuple[str, ...] = ("lm_head",)
     others: tuple[str, ...] = ()
+    outer: Mapping[str, str] = field(default_factory=lambda: {"embed": "embed_tokens", "norm": "norm"})
+    layers: str = "layers"
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    encoder: Layout | None = None
 
     def has_no_use_for(self, key: str, tied: bool) -> bool:
         """Whether a tensor may lie unused in a checkpoint: a second copy of a tied head, a buffer, a part of a larger model."""
         return key.endswith(BUFFERS) or key.startswith(self.others) or (tied and key in {f"{head}.weight" for head in self.heads})
 
 
-OUTER = {"embed": "embed_tokens", "norm": "norm"}
+ENCODER = "encoder."  # what names of an encoder's tensors begin with, here
+ZEROS = 0.5  # rank of a recipe without pieces: behind a complete one, before one of which nothing is there
 BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")  # in old checkpoints; computed here
 
 _ATTENTION = {
@@ -110,6 +121,23 @@ PHI3 = Layout(
     },
 )
 MIXTRAL = Layout(_ATTENTION | _FEED_FORWARD, experts=ExpertNames(("block_sparse_moe", "mlp"), "w1", "w3", "w2"))
+LLADA = Layout(  # inside a block `ff_out` is the down projection; beside the blocks it is the head
+    {
+        "mixer_norm": "attn_norm",
+        "mixer.q": "q_proj",
+        "mixer.k": "k_proj",
+        "mixer.v": "v_proj",
+        "mixer.o": "attn_out",
+        "feed_forward_norm": "ff_norm",
+        "feed_forward.gate": "ff_proj",
+        "feed_forward.up": "up_proj",
+        "feed_forward.down": "ff_out",
+    },
+    roots=("model.transformer",),
+    heads=("model.transformer.ff_out",),
+    outer={"embed": "wte", "norm": "ln_f"},
+    layers="blocks",
+)
 QWEN_MOE = Layout(_ATTENTION | _FEED_FORWARD, experts=ExpertNames(("mlp",), "gate_proj", "up_proj", "down_proj"))
 
 
@@ -120,26 +148,45 @@ def recipes(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, tuple[Reci
         layout: of the family.
         shapes: name and shape of the decoder's tensors.
     """
-    found = {name: tuple(recipe for root in layout.roots for recipe in _recipes(layout, shapes, name, root)) for name in shapes}
+    if layout.encoder is not None:
+        own = recipes(layout.encoder, {name.removeprefix(ENCODER): shape for name, shape in shapes.items() if name.startswith(ENCODER)})
+        rest = recipes(replace(layout, encoder=None), {name: shape for name, shape in shapes.items() if not name.startswith(ENCODER)})
+        return rest | {ENCODER + name: ways for name, ways in own.items()}
+    found = {name: tuple(_ways(layout, shapes, name)) for name in shapes}
+    if not layout.heads:
+        return found
     table = "head.weight" if "head.weight" in shapes else "embed.weight"  # a tied table may be stored under the head's name alone
     heads = tuple((Piece(f"{head}.weight", shapes[table]),) for head in layout.heads)
-    return found | {table: (*found[table], *heads)}
+    return found | {table: (*heads, *found[table]) if table == "head.weight" else (*found[table], *heads)}
 
 
 def choose(alternatives: tuple[Recipe, ...], present: Collection[str]) -> Recipe:
-    """The first recipe whose pieces are all present, else the one with most of them (for naming what is missing)."""
-    return max(alternatives, key=lambda recipe: sum(piece.key in present for piece in recipe) / len(recipe))
+    """The first recipe whose pieces are all present, else the one with most of them (for naming what is missing).
+
+    A recipe without pieces means zeros, and is chosen where nothing is there.
+    """
+    return max(alternatives, key=lambda recipe: sum(piece.key in present for piece in recipe) / len(recipe) if recipe else ZEROS)
+
+
+def _ways(layout: Layout, shapes: Mapping[str, Shape], name: str) -> Iterator[Recipe]:
+    """Recipes of one tensor under every root, then those by its whole name."""
+    for root in layout.roots:
+        yield from _recipes(layout, shapes, name, root)
+    for key in layout.named.get(name, ()):
+        yield (Piece(key, shapes[name]),)
+    if name in layout.optional:
+        yield ()
 
 
 def _recipes(layout: Layout, shapes: Mapping[str, Shape], name: str, root: str) -> Iterator[Recipe]:
     shape = shapes[name]
     module, _, leaf = name.rpartition(".")
-    if module in OUTER:
-        yield (Piece(f"{root}.{OUTER[module]}.{leaf}", shape),)
+    if module in layout.outer:
+        yield (Piece(f"{root}.{layout.outer[module]}.{leaf}", shape),)
     if not module.startswith("layers."):
         return
     _, index, inner = module.split(".", 2)
-    prefix = f"{root}.layers.{index}"
+    prefix = f"{root}.{layout.layers}.{index}"
     if layout.experts is not None and (inner == "feed_forward" or inner == "feed_forward.router"):
         for block in layout.experts.blocks:
             yield from _expert_recipes(layout.experts, f"{prefix}.{block}", leaf, shape)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from paceline.core.errors import CapacityError
 from paceline.core.request import Sequence
-from paceline.memory.sequence import SequenceMemory
-from paceline.memory.slots import OutOfSlots, SlotMemory
+from paceline.memory.allocator import OutOfSlots
+from paceline.memory.contract import SequenceStore, TokenMemory
 
 LANE = 256  # slots; sequences of similar length get equal room
 
@@ -31,7 +31,7 @@ class Active:
     """A running sequence and its memory."""
 
     sequence: Sequence
-    memory: SequenceMemory
+    memory: SequenceStore
 
     @property
     def uncached(self) -> int:
@@ -56,7 +56,7 @@ class Scheduler:
     randomness is keyed by position.
     """
 
-    def __init__(self, memory: SlotMemory, config: SchedulerConfig, on_preempt: Callable[[Sequence], None]) -> None:
+    def __init__(self, memory: TokenMemory, config: SchedulerConfig, on_preempt: Callable[[Sequence], None]) -> None:
         self.memory, self.config, self.on_preempt = memory, config, on_preempt
         self.waiting: list[Sequence] = []
         self.running: list[Active] = []
@@ -182,7 +182,8 @@ class Scheduler:
             return None
         return next((active for active in self.running if active.sequence.request is sequence.request), None)
 
-    def _memory_for(self, sequence: Sequence, leader: Active | None) -> SequenceMemory:
+    def _memory_for(self, sequence: Sequence, leader: Active | None) -> SequenceStore:
+        memory: SequenceStore
         if leader is None or sequence.output:
             memory = self.memory.admit(sequence.tokens, reserve=self._room(sequence) - len(sequence.tokens))
         else:
@@ -190,6 +191,9 @@ class Scheduler:
             memory.truncate(sequence.prompt_length - 1)
         sequence.stats.cached_prompt_tokens = max(sequence.stats.cached_prompt_tokens, memory.length)
         return memory
+
+
+Former = Callable[[TokenMemory, SchedulerConfig, Callable[[Sequence], None]], Scheduler]
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from paceline.core.verdict import TokenLogprob, Verdict
 from paceline.verification.logprobs import token_logprobs
 from paceline.verification.rejection import Rejection
 from paceline.verification.rows import Processors, TreeRows
+from paceline.verification.tolerant import tolerated
 from paceline.verification.walk import Path, follow, matched
 
 Rule = Literal["auto", "match", "rejection"]
@@ -27,6 +28,8 @@ RULES: tuple[Rule, ...] = ("auto", "match", "rejection")
 
 class Verifier:
     """Judges trees. All rules are exact; they differ in how often they accept and in whether samples equal those of plain decoding.
+
+    The one exception is asked for by a tree: greedy sequences whose tree carries a tolerance are judged by it (`tolerant.py`).
 
     Args:
         rule: for sampling requests (greedy ones always follow the argmax). `match`: sample-and-match, token-identical to plain sampling
@@ -65,7 +68,9 @@ class Verifier:
                 raise ValueError(f"the root of a tree is token {tree.token[ROOT]}, but the pending token is {sequence.tokens[-1]}")
         if sum(map(len, trees)) != len(logits):
             raise ValueError(f"{len(logits)} rows of logits for trees of {sum(map(len, trees))} nodes")
-        if all(_is_plain_greedy(sequence.request.sampling) for sequence in sequences):
+        if all(
+            _is_plain_greedy(sequence.request.sampling) and tree.tolerance is None for sequence, tree in zip(sequences, trees, strict=True)
+        ):
             return self._judge_greedy(sequences, trees, logits)
         with torch.inference_mode():
             return self._judge(sequences, trees, logits)
@@ -97,9 +102,12 @@ class Verifier:
     def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
         rows = TreeRows(sequences, trees, logits, self._processors)
         kinds: dict[bool, list[int]] = {False: [], True: []}
-        for index, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
-            kinds[self._rejects(sequence.request.sampling, tree)].append(index)
         paths: dict[int, Path] = {}
+        for index, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
+            if tree.tolerance is not None and sequence.request.sampling.greedy:
+                paths[index] = tolerated(rows, index)
+            else:
+                kinds[self._rejects(sequence.request.sampling, tree)].append(index)
         if kinds[False]:
             paths.update(zip(kinds[False], matched(rows, kinds[False]), strict=True))
         if kinds[True]:
