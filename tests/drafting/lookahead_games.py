@@ -17,10 +17,17 @@ UIDS = count()
 VOCABULARY = 200
 
 
+def cycle(tokens: list[int]) -> int:
+    """A deterministic model whose next token depends on the last alone and repeats after 200 tokens."""
+    return (tokens[-1] * 21 + 13) % VOCABULARY
+
+
 def lookahead(eos: tuple[int, ...] = (), rows_cost: float = 0.0, **options: object) -> Lookahead:
-    """A drafter that sends all it finds unless told otherwise; a further row costs `rows_cost` forwards."""
-    config = LookaheadConfig(**({"budget": "fixed"} | options))  # type: ignore[arg-type]
-    return Lookahead.build(config, DraftContext(VOCABULARY, frozenset(eos), lambda rows: 1.0 + rows_cost * (rows - 1)))
+    """A drafter with the paper's sizes that sends all it finds unless told otherwise; a further row costs `rows_cost` forwards."""
+    config = LookaheadConfig(**({"budget": "fixed", "branch_length": 12, "max_query": 2} | options))  # type: ignore[arg-type]
+    drafter = Lookahead.build(config, DraftContext(VOCABULARY, frozenset(eos), lambda rows: 1.0 + rows_cost * (rows - 1)))
+    drafter.cost.observe = lambda rows, seconds: None  # type: ignore[method-assign]  # seconds of a game are not those of a device
+    return drafter
 
 
 def play(

@@ -13,11 +13,11 @@ from paceline.core.registry import METHODS, parse
 from paceline.core.request import Request, Sequence
 from paceline.core.tree import TokenTree
 from paceline.core.verdict import Verdict
-from paceline.drafting.auto import Acceptance, Auto, AutoConfig
 from paceline.drafting.base import DraftContext, DraftLimits
 from paceline.drafting.compose import Compose, follow, merge
 from paceline.drafting.draft_model import DraftModel, DraftModelConfig
 from paceline.drafting.growth import draw_without_replacement
+from paceline.drafting.planned import Acceptance, Planned, PlannedConfig
 from paceline.drafting.prompt_lookup import NgramIndex, PromptLookup, PromptLookupConfig
 from paceline.planning.cost import ForwardCost
 
@@ -143,21 +143,21 @@ class GivenCost(ForwardCost):
         pass
 
 
-def auto(cost: dict[int, float] | None = None) -> Auto:
+def planned(cost: dict[int, float] | None = None) -> Planned:
     table = cost or {}
-    return Auto(AutoConfig(), GivenCost(lambda rows: table.get(rows, 1.0)), None)
+    return Planned(PlannedConfig(), GivenCost(lambda rows: table.get(rows, 1.0)), None)
 
 
-def test_auto_drafts_when_rows_are_free_and_stops_when_they_are_not() -> None:
+def test_planner_drafts_when_rows_are_free_and_stops_when_they_are_not() -> None:
     copied = [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2]
-    assert len(proposed(auto(), copied)) > 2
+    assert len(proposed(planned(), copied)) > 2
     dear = {size: float(size) for size in range(1, 129)}  # every row costs a whole forward
-    assert proposed(auto(dear), copied) == []
+    assert proposed(planned(dear), copied) == []
 
 
-def test_auto_learns_that_copies_are_rejected_and_tries_again_later() -> None:
+def test_planner_learns_that_copies_are_rejected_and_tries_again_later() -> None:
     cost = {size: 1 + 0.3 * (size - 1) for size in range(1, 129)}
-    drafter = auto(cost)
+    drafter = planned(cost)
     member = sequence([1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2])
     sizes = []
     for _ in range(400):

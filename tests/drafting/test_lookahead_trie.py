@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.drafting.lookahead.select import Picked, best_branch, best_first, mixed, side_by_side
-from paceline.drafting.lookahead.trie import Forest, Node, segments
+from paceline.drafting.lookahead.select import Picked, best_branch, mixed, side_by_side
+from paceline.drafting.lookahead.select import best_first as best_runs
+from paceline.drafting.lookahead.trie import Branch, Forest, Place, segments
 
 TEXTS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=30), min_size=1, max_size=6)
 
@@ -26,14 +27,27 @@ def counts(forest: Forest) -> dict[tuple[int, ...], float]:
     """Frequency of every path, roots first."""
     found: dict[tuple[int, ...], float] = {}
 
-    def read(path: tuple[int, ...], node: Node) -> None:
-        for token, child in node.below.items():
-            found[*path, token] = child.freq
-            read((*path, token), child)
+    def read(path: tuple[int, ...], branch: Branch) -> None:
+        for token in branch.tokens:
+            path = (*path, token)
+            found[path] = branch.freq
+        for first, child in (branch.below or {}).items():
+            assert child.tokens[0] == first
+            read(path, child)
 
     for token, tree in forest.trees.items():
-        read((token,), tree.root)
+        for child in (tree.root.below or {}).values():
+            read((token,), child)
     return found
+
+
+def tokens(branch: Branch) -> int:
+    """Below a branch."""
+    return sum(len(child.tokens) + tokens(child) for child in (branch.below or {}).values())
+
+
+def best_first(place: Place, budget: int, depth: int) -> Picked:
+    return best_runs(place.ranking(), budget, depth).picked()
 
 
 @given(TEXTS)
@@ -71,7 +85,7 @@ def test_squeezing_never_raises_a_count_and_reaches_the_bound(texts: list[list[i
     forest.squeeze(bound)
     after = counts(forest)
     assert all(freq <= before[path] for path, freq in after.items())
-    assert all(tree.size <= bound and tree.size == tree.root.count() for tree in forest.trees.values())
+    assert all(tree.size <= bound and tree.size == tokens(tree.root) for tree in forest.trees.values())
     small = {token for token in range(5) if sum(path[0] == token for path in before) <= bound}
     assert all(after.get(path) == freq for path, freq in before.items() if path[0] in small)  # what fits stays as it was
 
@@ -136,7 +150,7 @@ def test_best_first_takes_the_highest_counts(texts: list[list[int]], budget: int
         assert len(set(paths_of(picked))) == len(picked)
         assert sorted((every[path] for path in paths_of(picked)), reverse=True) == sorted(every.values(), reverse=True)[: len(picked)]
         assert sorted(paths_of(picked.in_preorder())) == sorted(paths_of(picked))
-        picked.in_preorder().tree(token)  # refuses anything but pre-order
+        picked.tree(token)  # refuses anything but pre-order
 
 
 @settings(max_examples=200)
@@ -179,7 +193,7 @@ def test_one_branch_and_branches_side_by_side() -> None:
     node = forest.find([1])
     assert node is not None
     assert best_branch(node, 2).token == [2, 3]
-    tree = best_first(node, 10, 4).in_preorder()
+    tree = best_first(node, 10, 4)
     flat = side_by_side(tree, 100)
     assert flat.tree(1).children()[0] == [1, 3, 5]
     leaves = {path for path in paths_of(tree) if not any(other[: len(path)] == path and other != path for other in paths_of(tree))}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from paceline.core.batch import Taps
-from paceline.core.errors import UsageError
-from paceline.core.registry import parse
 from paceline.core.request import Request, Sequence
 from paceline.core.rng import Purpose, uniform
 from paceline.core.sampling import Sampling
@@ -19,8 +16,9 @@ from paceline.core.transform import target_distribution
 from paceline.core.tree import ROOT, TokenTree
 from paceline.core.uniforms import stream, uniform_block
 from paceline.core.verdict import Verdict
-from paceline.drafting.base import DraftContext, DraftLimits
+from paceline.drafting.base import DraftLimits
 from paceline.drafting.stand import Spot, Stand, StandConfig
+from paceline.drafting.stand_table import Entry
 from paceline.drafting.stand_template import Template, default_template
 
 SAMPLED = Sampling(temperature=1.0)
@@ -42,7 +40,7 @@ def taught(laws: dict[tuple[int, ...], dict[int, float]], config: StandConfig | 
     for sampling in (SAMPLED, Sampling()):
         space = drafter._spaces.enter(sequence(1000, sampling=sampling))
         for context, law in laws.items():
-            drafter.table.observe(space, context, list(law), list(law.values()))
+            drafter.table.observe(space, [context], Entry.of(list(law), list(law.values())))
     return drafter
 
 
@@ -191,7 +189,7 @@ def observed(drafter: Stand, one: Sequence, tree: TokenTree, verdict: Verdict, l
 
 def remembered(drafter: Stand, one: Sequence, context: tuple[int, ...]) -> dict[int, float] | None:
     row = drafter.table.find(drafter._spaces.enter(one), context)
-    return None if row is None else dict(drafter.table.entry(row))
+    return None if row is None else dict(zip(row.ids, row.probs, strict=True))
 
 
 def learn(config: StandConfig, sampling: Sampling) -> tuple[Stand, Sequence, torch.Tensor]:
@@ -291,17 +289,3 @@ def test_without_logits_there_is_nothing_to_learn_from() -> None:
     tree = drafted(drafter, one)
     with pytest.raises(ValueError, match="logits"):
         drafter.observe([one], [tree], [Verdict((), (1,))], Taps())
-
-
-@pytest.mark.parametrize("option", ["candidates=0", "candidates=65", "contexts=1x2", "contexts=a", "contexts=2x0", "nodes=-1", "depth=-1"])
-def test_bad_options_are_named(option: str) -> None:
-    with pytest.raises(UsageError, match=option.split("=")[0]):
-        parse(f"stand:{option}")[0].config()
-
-
-def test_templates_are_loaded_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "tree.json"
-    PAIR.save(file)
-    config = parse(f"stand:template={file},scope=process")[0].config()
-    drafter = Stand.build(config, DraftContext(12, frozenset(), lambda rows: 1.0))
-    assert drafter.template == PAIR

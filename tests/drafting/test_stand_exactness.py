@@ -19,9 +19,11 @@ from paceline.core.tree import Distribution, Proposal, TokenTree
 from paceline.core.uniforms import stream, uniform_block
 from paceline.drafting.base import DraftLimits
 from paceline.drafting.stand import Spot, Stand, StandConfig
+from paceline.drafting.stand_table import Entry
 from paceline.drafting.stand_template import DEPTH, Template
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
+from paceline.planning.cost import ForwardCost
 
 SOURCE = MarkovSource.random(vocabulary=8, support=5, spread=1.2, seed=1)
 PLAIN = Sampling(temperature=1.0)
@@ -53,6 +55,37 @@ def test_sampled_output_has_the_law_of_the_target() -> None:
 )
 def test_so_it_has_under_other_settings(config: StandConfig, sampling: Sampling) -> None:
     assert p_value(Stand(config), sampling, 10_000) > ALARM
+
+
+def priced(config: StandConfig) -> Stand:
+    """With the switch on: a further row costs a tenth of a forward."""
+    cost = ForwardCost(lambda rows: 0.9 + 0.1 * rows)
+    cost.observe = lambda rows, seconds: None  # type: ignore[method-assign]  # seconds of a game are not those of a device
+    return Stand(config, cost=cost)
+
+
+@pytest.mark.parametrize("fallback", ["copy", "none"])
+def test_drawing_only_what_pays_keeps_the_law(fallback: str) -> None:
+    config = StandConfig(nodes=12, contexts=SMALL, fallback=fallback)  # type: ignore[arg-type]
+    members = trajectories(100, 200, PLAIN)
+    SOURCE.run(priced(config), members)
+    assert SOURCE.test(members).p_value > ALARM
+    sizes = {member.stats.drafted / member.stats.forwards for member in members[50:]}
+    assert 0.1 < min(sizes) < max(sizes) < 12  # neither nothing nor everything
+
+
+class PeekingBudget(Stand):
+    """Fault: a draw is taken back once its value is known to be unlikely."""
+
+    def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
+        trees = []
+        for tree in super().propose(sequences, limits):
+            if tree.proposal is not None and len(tree) > 1:
+                law = tree.proposal.q[0].dense(SOURCE.vocabulary)
+                kept = [token for token in tree.token[1:] if float(law[token]) > 0.3]
+                tree = TokenTree((tree.token[0], *kept), (-1, *[0] * len(kept)), tree.proposal if kept else None)
+            trees.append(tree)
+        return trees
 
 
 class SortedChildren(Stand):
@@ -102,6 +135,7 @@ class NotRenormalised(Stand):
     ("fault", "config"),
     [
         (SortedChildren, StandConfig(nodes=3, contexts=SMALL, depth=1)),
+        (PeekingBudget, StandConfig(nodes=3, contexts=SMALL, depth=1)),
         (ReusedNoise, StandConfig(nodes=5, contexts="2")),
         (NotRenormalised, StandConfig(nodes=3, contexts=SMALL, candidates=3)),
     ],
@@ -122,7 +156,7 @@ def test_a_perfect_table_is_always_right() -> None:
     for before in range(SOURCE.vocabulary):
         for last in range(SOURCE.vocabulary):
             law = SOURCE.logits[before, last].softmax(-1)
-            drafter.table.observe(space, (before, last), list(range(SOURCE.vocabulary)), law.tolist())
+            drafter.table.observe(space, [(before, last)], Entry.of(list(range(SOURCE.vocabulary)), law.tolist()))
     steps = SOURCE.run(drafter, members)
     assert steps == 4 * length // (depth + 1)
     assert all(member.stats.accepted == member.stats.drafted for member in members)
@@ -192,7 +226,7 @@ def test_a_repeated_seed_repeats_plain_decoding(toys: Toys) -> None:
 
 def test_an_empty_table_is_plain_decoding(toys: Toys) -> None:
     """Contexts longer than the text are never found."""
-    llm = load(toys.target, "stand:contexts=90", device="cpu", kv_tokens=400)
+    llm = load(toys.target, "stand:contexts=90,fallback=none", device="cpu", kv_tokens=400)
     for sampling in (Sampling(), PLAIN):
         (output,) = llm.generate([PROMPTS[0]], sampling, 40, ignore_eos=True)
         assert output.stats.forwards == len(output.token_ids) == 40

@@ -13,7 +13,7 @@ from paceline.core.errors import UsageError
 from paceline.core.request import FinishReason, Request, Sequence
 from paceline.core.sampling import Sampling
 from paceline.drafting.stand_scope import Space, Spaces, signature
-from paceline.drafting.stand_table import NgramTable
+from paceline.drafting.stand_table import Entry, NgramTable
 
 BOB, MARY, TOM, SUE = 0, 1, 2, 3  # id 0 is an ordinary token
 
@@ -21,25 +21,25 @@ BOB, MARY, TOM, SUE = 0, 1, 2, 3  # id 0 is an ordinary token
 def entry(table: NgramTable, context: tuple[int, ...] = (5,), space: str = "a") -> dict[int, float]:
     row = table.find(space, context)
     assert row is not None
-    return dict(table.entry(row))
+    return dict(zip(row.ids, row.probs, strict=True))
 
 
 def test_the_worked_example() -> None:
     table = NgramTable(10, 100)
-    table.observe("a", (5,), [BOB, MARY, TOM], [0.7, 0.2, 0.05])
-    table.observe("a", (5,), [MARY, BOB, SUE], [0.6, 0.3, 0.05])
+    table.observe("a", [(5,)], Entry.of([BOB, MARY, TOM], [0.7, 0.2, 0.05]))
+    table.observe("a", [(5,)], Entry.of([MARY, BOB, SUE], [0.6, 0.3, 0.05]))
     assert entry(table) == pytest.approx({BOB: 0.5, MARY: 0.4, TOM: 0.025, SUE: 0.025})  # 0.95 in all: not renormalised
     row = table.find("a", (5,))
     assert row is not None
-    assert [token for token, _ in table.entry(row)] == [BOB, MARY, TOM, SUE]
-    assert table.count(row) == 2
+    assert row.ids == (BOB, MARY, TOM, SUE)
+    assert row.count == 2
 
 
 def test_the_same_law_again_changes_nothing() -> None:
     table = NgramTable(3, 100)
     law = [float(np.float32(prob)) for prob in (0.6, 0.3, 0.1 / 3)]
     for _ in range(7):
-        table.observe("a", (5,), [9, 0, 4], law)
+        table.observe("a", [(5,)], Entry.of([9, 0, 4], law))
         assert entry(table) == dict(zip([9, 0, 4], law, strict=True))
 
 
@@ -49,7 +49,7 @@ def test_the_order_of_two_observations_does_not_matter(laws: list[dict[int, floa
     tables = [NgramTable(10, 100), NgramTable(10, 100)]  # at most 7 tokens in all: nothing is cut
     for table, order in zip(tables, (laws, laws[::-1]), strict=True):
         for law in order:
-            table.observe("a", (5,), list(law), list(law.values()))
+            table.observe("a", [(5,)], Entry.of(list(law), list(law.values())))
     assert entry(tables[0]) == pytest.approx(entry(tables[1]), rel=1e-5)
 
 
@@ -57,30 +57,30 @@ def test_normalising_before_averaging_would_be_another_table() -> None:
     """Negative control of the worked example: laws of unequal mass weigh differently once normalised."""
     table = NgramTable(10, 100)
     for ids, probs in (([BOB, MARY], [0.8, 0.1]), ([MARY], [0.2])):
-        table.observe("a", (5,), ids, [prob / sum(probs) for prob in probs])
+        table.observe("a", [(5,)], Entry.of(ids, [prob / sum(probs) for prob in probs]))
     wrong = entry(table)
     table = NgramTable(10, 100)
-    table.observe("a", (5,), [BOB, MARY], [0.8, 0.1])
-    table.observe("a", (5,), [MARY], [0.2])
+    table.observe("a", [(5,)], Entry.of([BOB, MARY], [0.8, 0.1]))
+    table.observe("a", [(5,)], Entry.of([MARY], [0.2]))
     assert entry(table) == pytest.approx({BOB: 0.4, MARY: 0.15})
     assert wrong != pytest.approx(entry(table))
 
 
 def test_only_the_likeliest_stay_and_zeros_are_not_stored() -> None:
     table = NgramTable(2, 100)
-    table.observe("a", (5,), [1, 2], [0.5, 0.0])
+    table.observe("a", [(5,)], Entry.of([1, 2], [0.5, 0.0]))
     assert entry(table) == {1: 0.5}
-    table.observe("a", (5,), [7, 3], [0.8, 0.1])
+    table.observe("a", [(5,)], Entry.of([7, 3], [0.8, 0.1]))
     assert list(entry(table)) == [7, 1]
 
 
 def test_memory_is_bounded_and_the_least_recently_used_go_first() -> None:
     table = NgramTable(4, 300)
     for token in range(300):
-        table.observe("a", (token,), [token], [0.5])
+        table.observe("a", [(token,)], Entry.of([token], [0.5]))
     assert table.find("a", (0,)) is not None  # a look-up is a use
     for token in range(300, 310):
-        table.observe("a", (token,), [token], [0.5])
+        table.observe("a", [(token,)], Entry.of([token], [0.5]))
     assert len(table) == 300
     assert table.evictions == 10
     assert entry(table, (0,)) == {0: 0.5}
@@ -92,9 +92,9 @@ def test_the_space_unused_for_longest_pays_first() -> None:
     table = NgramTable(4, 4)
     for space in ("a", "b"):
         for token in range(2):
-            table.observe(space, (token,), [token], [0.5])
+            table.observe(space, [(token,)], Entry.of([token], [0.5]))
     table.use("a")
-    table.observe("a", (9,), [1], [0.5])
+    table.observe("a", [(9,)], Entry.of([1], [0.5]))
     assert table.find("b", (0,)) is None
     assert table.find("a", (0,)) is not None
 
@@ -102,14 +102,14 @@ def test_the_space_unused_for_longest_pays_first() -> None:
 def test_spaces_are_apart_and_dropping_one_frees_its_rows() -> None:
     table = NgramTable(4, 1000)
     for token in range(400):
-        table.observe("a", (token,), [1], [0.5])
+        table.observe("a", [(token,)], Entry.of([1], [0.5]))
     before = table.bytes()
     assert table.find("b", (3,)) is None
     table.drop("a")
     table.drop("never there")
     assert len(table) == 0
     for token in range(400):
-        table.observe("b", (token,), [2], [0.25])
+        table.observe("b", [(token,)], Entry.of([2], [0.25]))
         assert entry(table, (token,), "b") == {2: 0.25}  # nothing is left of the row's last owner
     assert table.bytes() == before
 
@@ -121,7 +121,7 @@ def test_random_use_keeps_every_row_to_one_context() -> None:
         if numbers.random() < 0.01:
             table.drop(space)
         context = (numbers.randrange(40),)
-        table.observe(space, context, [context[0]], [0.5])
+        table.observe(space, [context], Entry.of([context[0]], [0.5]))
         assert entry(table, context, space) == {context[0]: 0.5}
         assert len(table) <= 50
 

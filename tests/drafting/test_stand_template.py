@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 
 from paceline.core.errors import UsageError
+from paceline.core.registry import parse
+from paceline.drafting import stand_template
+from paceline.drafting.base import DraftContext
+from paceline.drafting.stand import Stand
 from paceline.drafting.stand_template import (
     RankPath,
     Template,
     count_accepted,
     default_template,
+    digest,
     initial_template,
     most_accepted,
     optimise_template,
+    shipped_template,
 )
 
 
@@ -132,3 +138,38 @@ def test_broken_files_are_refused(tmp_path: Path, content: str, complaint: str) 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         Template.load(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("option", ["candidates=0", "candidates=65", "contexts=1x2", "contexts=a", "contexts=2x0", "nodes=-1", "depth=-1"])
+def test_bad_options_are_named(option: str) -> None:
+    with pytest.raises(UsageError, match=option.split("=")[0]):
+        parse(f"stand:{option}")[0].config()
+
+
+def test_templates_are_loaded_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    Template(((0,), (1,))).save(file)
+    config = parse(f"stand:template={file},scope=process")[0].config()
+    drafter = Stand.build(config, DraftContext(12, frozenset(), lambda rows: 1.0))
+    assert drafter.template == Template(((0,), (1,)))
+
+
+def test_the_shipped_template_says_how_it_was_measured() -> None:
+    drafter = Stand.build(parse("stand")[0].config(), DraftContext(12, frozenset(), lambda rows: 1.0))
+    assert drafter.template == shipped_template()
+    assert len(shipped_template()) == 80
+    assumed = Stand.build(parse("stand:template=assumed")[0].config(), DraftContext(12, frozenset(), lambda rows: 1.0))
+    assert assumed.template is None
+    record = json.loads((Path(stand_template.__file__).with_name("stand_template.json")).read_text())
+    assert {"model", "device", "steps", "command"} <= set(record["measured"])
+    assert record["digest"] == digest(shipped_template().paths)
+
+
+def test_a_template_whose_paths_were_changed_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    Template(((0,), (1,), (0, 0))).save(file, {"model": "toy"})
+    record = json.loads(file.read_text())
+    record["paths"].append([1, 0])
+    file.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="not those that were saved"):
+        Template.load(file)

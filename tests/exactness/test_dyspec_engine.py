@@ -21,7 +21,7 @@ from paceline.engine.llm import LLM
 METHODS = (
     "dyspec:budget=12",
     "dyspec:budget=6,mode=budget,value=calibrated",
-    "dyspec:budget=10,draws=likeliest,threshold=0.05",
+    "dyspec:budget=10,draws=sampled,threshold=0.05",
     "dyspec:budget=auto",
     "sequoia:nodes=8",
     "prompt-lookup+dyspec:budget=5",

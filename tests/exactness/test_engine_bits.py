@@ -57,7 +57,7 @@ def test_chains_are_bit_identical(pair: tuple[LLM, LLM], plain: dict[Place, byte
 
 def test_known_drafts_are_too(pair: tuple[LLM, LLM], plain: dict[Place, bytes]) -> None:
     """Long accepted runs, which real methods seldom have on a toy."""
-    assert pair[0].runner.exact == Exactness()
+    assert pair[0].runner.exact == (Exactness() if pair[0].runner.decoder.stack is None else None)
     assert drafted(Rig(pair[0], exact=True)) == plain
 
 

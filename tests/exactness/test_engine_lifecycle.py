@@ -10,6 +10,7 @@ from toy_engines import METHODS, ids, make, prompts, toy_llm
 from paceline.core.errors import CapacityError, UsageError
 from paceline.core.request import FinishReason, Request
 from paceline.core.sampling import Sampling
+from paceline.drafting.base import memories
 from paceline.drafting.draft_model import DraftModel
 from paceline.engine.llm import LLM
 
@@ -34,6 +35,8 @@ def assert_empty(llm: LLM) -> None:
     for drafter in (llm.engine.drafter, getattr(llm.engine.drafter, "model", None)):
         if isinstance(drafter, DraftModel):
             assert not drafter.runner.memory.sequences
+    for part in memories(llm.engine.drafter):  # what is kept on purpose goes; whatever is left then belongs to a sequence
+        part.forget()
     assert llm.engine.drafter.memory_bytes() == 0
 
 

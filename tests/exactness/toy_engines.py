@@ -15,10 +15,13 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 METHODS = (
     "none",
     "prompt-lookup",
+    "iad",
     "draft-model:length=3",
     "draft-model:length=3,branching=3x2x1",
     "prompt-lookup+draft-model:length=2,branching=2x2",
     "auto",
+    "stand",
+    "lookahead",
 )
 DRAFTING = METHODS[1:]
 

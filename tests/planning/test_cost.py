@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.planning.cost import REFRESH, ForwardCost
+from paceline.planning.cost import REFRESH, TRUST, ForwardCost
 
 
-def test_probes_once_and_interpolates() -> None:
+def test_probes_at_the_first_question_and_interpolates() -> None:
     asked: list[int] = []
 
     def probe(rows: int) -> float:
@@ -18,7 +18,7 @@ def test_probes_once_and_interpolates() -> None:
     assert asked == []
     assert [cost(rows) for rows in (1, 2, 3, 4, 6, 8)] == pytest.approx([1, 2, 3, 4, 6, 8])
     assert cost(12) == pytest.approx(12)
-    assert asked == [1, 2, 4, 8]
+    assert asked == [1, 2, 4, 8] * 2
 
 
 def test_a_noisy_probe_never_makes_more_rows_cheaper() -> None:
@@ -37,3 +37,39 @@ def test_learns_a_slower_machine_and_shrugs_off_outliers() -> None:
     for step in range(REFRESH):
         steady.observe(1, 1000.0 if step == 3 else 1.0)
     assert steady(1) < 1.1
+
+
+def test_a_disturbance_while_probing_is_outlasted() -> None:
+    """Whatever slowed one pass down is gone in the next."""
+    asked: list[int] = []
+
+    def probe(rows: int) -> float:
+        asked.append(rows)
+        return 9.0 if 2 <= len(asked) <= 4 else float(rows)
+
+    assert [ForwardCost(probe, sizes=(1, 2, 4, 8))(rows) for rows in (1, 2, 4, 8)] == pytest.approx([1, 2, 4, 8])
+
+
+def test_steps_faster_than_thought_possible_bring_a_new_probe() -> None:
+    disturbed = True
+    cost = ForwardCost(lambda rows: 9.0 if disturbed and rows > 1 else 1.0, sizes=(1, 2, 4))
+    assert cost(4) / cost(1) == 9.0
+    disturbed = False
+    for _ in range(20):
+        cost.observe(4, 1.0)
+        cost.observe(1, 1.0)
+    assert cost(4) / cost(1) < 1.5
+
+
+def test_a_probe_is_good_for_many_steps() -> None:
+    probes: list[int] = []
+
+    def probe(rows: int) -> float:
+        probes.append(rows)
+        return 1.0
+
+    cost = ForwardCost(probe, sizes=(1, 2))
+    for _ in range(TRUST // 2 - 10):
+        cost.observe(1, 0.3)
+        cost.observe(2, 5.0)  # the sum of it changes little
+    assert len(probes) <= 8

@@ -1,197 +1,142 @@
-"""The controller behind `method="auto"`: picks source and size of every draft, down to none, by expected tokens per second.
+"""`method="auto"`: runs, step by step, the drafter that has lately made the most tokens per second here, and tries the others now and then.
 
-Each candidate token has an estimated probability of being accepted; those of one chain fall with depth. Sorting the candidates of all
-sequences by that probability, the best m of them are always a valid set of chain prefixes, so the best step is
-`argmax_m (sequences + sum of the m largest probabilities) / (cost of a forward with sequences + m rows)`.
-Costs and acceptance are measured while running.
+Every drafter it chooses from sizes its own drafts by the measured cost of a forward, down to none. Which of them is best depends on the
+text, on what was answered before and on how many sequences share a forward; so it is not modelled but measured, apart for each size of
+the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import reduce
 from time import perf_counter
 
 from paceline.core.batch import NO_TAPS, TapRequest, Taps
 from paceline.core.request import Sequence
 from paceline.core.tree import TokenTree
 from paceline.core.verdict import Verdict
-from paceline.drafting import draft_model, prompt_lookup
-from paceline.drafting.base import DraftContext, DraftLimits
-from paceline.planning.cost import ForwardCost
+from paceline.drafting.base import DraftContext, Drafter, DraftLimits, Remembers
+from paceline.drafting.lookahead import Lookahead, LookaheadConfig
+from paceline.drafting.planned import Planned, PlannedConfig
+
+TRIAL = 8  # steps that every drafter gets first
+BURST = 4  # steps of a later trial
+SOON, LATE = 64, 4096  # steps to the next trial of a drafter that was worse: at first, and at most
+MEMORY = 64  # steps that a rate remembers
 
 
 @dataclass(frozen=True, slots=True)
 class AutoConfig:
-    """Options of the controller.
+    """Options of the choice.
 
     Args:
-        lookup_length: longest copied draft.
+        lookup_length: longest draft copied from the sequence's own text.
         draft_length: longest draft of the draft model.
-        memory: how many steps acceptance estimates remember; forgotten estimates return to an optimistic prior and are tried again.
+        shared: whether drafts may also come from earlier answers of the same tenant (Lookahead).
     """
 
     lookup_length: int = 16
     draft_length: int = 6
-    memory: int = 64
+    shared: bool = True
 
 
 @dataclass(slots=True)
-class Acceptance:
-    """Estimated probability that a drafted token is accepted, given that the one before it was."""
+class Rate:
+    """Tokens per second of one drafter at one size of the batch, and when it is to be tried again."""
 
-    forget: float
-    accepted: float = 1.5  # prior: worth a try
-    offered: float = 2.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    steps: int = 0
+    interval: int = SOON
+    due: int = 0
 
     @property
-    def rate(self) -> float:
-        return self.accepted / self.offered
+    def value(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
 
-    def observe(self, offered: int, accepted: int) -> None:
-        """A chain of `offered` tokens was accepted up to `accepted`: that many successes, and a failure if it is fewer."""
-        self.accepted = self.accepted * self.forget + accepted
-        self.offered = self.offered * self.forget + accepted + (accepted < offered)
-
-    def drift(self) -> None:
-        """A step without evidence: move towards the prior."""
-        self.accepted += (1.5 - self.accepted) * (1 - self.forget)
-        self.offered += (2.0 - self.offered) * (1 - self.forget)
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What one sequence could draft: tokens copied from its context, and the estimate they are judged by."""
-
-    tokens: list[int]
-    acceptance: Acceptance
-
-
-@dataclass(slots=True)
-class Pending:
-    """What was proposed and when, until the verdicts arrive."""
-
-    rows: int = 0
-    sent: float = 0.0
-    judged: dict[int, Acceptance] = field(default_factory=dict)
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A step made so many tokens in that time."""
+        forget = 1 - 1 / MEMORY
+        self.tokens, self.seconds, self.steps = self.tokens * forget + tokens, self.seconds * forget + seconds, self.steps + 1
 
 
 class Auto:
-    """Chooses between prompt lookup, the draft model if there is one, and nothing, sequence by sequence and step by step."""
+    """Chooses among drafters by measured speed.
+
+    Args:
+        parts: the drafters; the first is run while nothing is known.
+    """
 
     Config = AutoConfig
-    taps: TapRequest = NO_TAPS
 
-    def __init__(self, config: AutoConfig, cost: ForwardCost, model: draft_model.DraftModel | None) -> None:
-        self.config, self.cost, self.model = config, cost, model
-        self.lookup = prompt_lookup.PromptLookup(prompt_lookup.PromptLookupConfig(length=config.lookup_length))
-        forget = 1 - 1 / config.memory
-        self._by_size = {size: Acceptance(forget) for size in range(5)}
-        self._by_model = Acceptance(forget)
-        self._draft_seconds = 0.0  # per draft forward; zero until measured, so that the draft model is tried
-        self._pending = Pending()
+    def __init__(self, parts: Many[Drafter]) -> None:
+        self.parts = list(parts)
+        self._rates: dict[int, list[Rate]] = {}
+        self._steps = 0
+        self._running = 0  # the part that drafts
+        self._left = 0  # steps before the choice is open again
+        self._counted: Rate | None = None
+        self._begun = 0.0
 
     @classmethod
     def build(cls, config: AutoConfig, context: DraftContext) -> Auto:
-        """A controller for this context; uses its draft runner if there is one."""
-        model = None
-        if context.draft is not None:
-            model = draft_model.DraftModel.build(draft_model.DraftModelConfig(length=config.draft_length), context)
-        cost = ForwardCost(context.probe)
-        cost(1)  # probe while loading, not inside the first request
-        return cls(config, cost, model)
+        """What fits this context: planned chains, with the draft model if there is one, and Lookahead."""
+        planned = Planned.build(PlannedConfig(config.lookup_length, config.draft_length), context)
+        return cls([planned, Lookahead.build(LookaheadConfig(), context)] if config.shared else [planned])
+
+    @property
+    def taps(self) -> TapRequest:
+        """What any part wants."""
+        return reduce(TapRequest.__or__, (part.taps for part in self.parts), NO_TAPS)
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
-        """The drafts with the best expected tokens per second."""
-        offers = [self._offer(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
-        if self.model is None and not any(offer.tokens for offer in offers):
-            return self._send([TokenTree.chain(sequence.tokens[-1]) for sequence in sequences], {})
-        weak = [at for at, offer in enumerate(offers) if limits[at].depth > 0 and self._weaker(offer)] if self.model else []
-        depth, floor = self._plan(offers, weak, limits)
-        judged: dict[int, Acceptance] = {}
-        trees: list[TokenTree] = []
-        for sequence, offer in zip(sequences, offers, strict=True):
-            tokens = offer.tokens[: _prefix(offer.acceptance.rate, floor, len(offer.tokens))]
-            if tokens:
-                judged[sequence.uid] = offer.acceptance
-            trees.append(TokenTree.chain(sequence.tokens[-1], tokens))
-        if depth and self.model is not None:
-            start, before = perf_counter(), self.model.forwards
-            chosen = [replace(limits[at], depth=min(depth, limits[at].depth)) for at in weak]
-            for at, tree in zip(weak, self.model.propose([sequences[at] for at in weak], chosen), strict=True):
-                trees[at] = tree
-                judged[sequences[at].uid] = self._by_model
-            forwards = self.model.forwards - before
-            if forwards:
-                seconds = (perf_counter() - start) / forwards
-                self._draft_seconds += (seconds - self._draft_seconds) * (0.1 if self._draft_seconds else 1.0)
-        return self._send(trees, judged)
+        """The drafts of the part whose turn it is."""
+        before, self._begun = self._running, perf_counter()
+        rate = self._choose(len(sequences).bit_length())
+        # Neither a step that also reads a prompt nor the first one after a change, which catches up, says how fast a part is.
+        fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
+        self._counted = None if fresh or before != self._running else rate
+        return self.parts[self._running].propose(sequences, limits)
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
-        """Update cost and acceptance."""
-        pending = self._pending
-        if pending.rows == sum(len(tree) for tree in trees):  # nothing was preempted, no prompt shared the forward
-            self.cost.observe(pending.rows, perf_counter() - pending.sent)
-        seen: set[int] = set()
-        for sequence, tree, verdict in zip(sequences, trees, verdicts, strict=True):
-            acceptance = pending.judged.get(sequence.uid)
-            if acceptance is not None and len(tree) > 1:
-                acceptance.observe(len(tree) - 1, len(verdict.accepted))
-                seen.add(id(acceptance))
-        for acceptance in (*self._by_size.values(), self._by_model):
-            if id(acceptance) not in seen:
-                acceptance.drift()
-        if self.model is not None:
-            self.model.observe(sequences, trees, verdicts, taps)
+        """The part that drafted learns; the others catch up when it is their turn."""
+        self.parts[self._running].observe(sequences, trees, verdicts, taps)
+        if self._counted is not None:
+            self._counted.observe(sum(len(verdict.tokens) for verdict in verdicts), perf_counter() - self._begun)
 
     def release(self, sequence: Sequence) -> None:
-        self.lookup.release(sequence)
-        if self.model is not None:
-            self.model.release(sequence)
+        for part in self.parts:
+            part.release(sequence)
+
+    def forget(self) -> None:
+        """Forget earlier answers, in the parts that remember any."""
+        for part in self.parts:
+            if isinstance(part, Remembers):
+                part.forget()
 
     def memory_bytes(self) -> int:
-        """Lookup index and draft KV."""
-        return self.lookup.memory_bytes() + (self.model.memory_bytes() if self.model is not None else 0)
+        """Sum over parts."""
+        return sum(part.memory_bytes() for part in self.parts)
 
-    def _offer(self, sequence: Sequence, limit: DraftLimits) -> Offer:
-        length = min(self.config.lookup_length, limit.depth, limit.nodes)
-        tokens, size = self.lookup.lookup(sequence, length) if length > 0 else ([], 0)
-        return Offer(tokens, self._by_size[size])
-
-    def _weaker(self, offer: Offer) -> bool:
-        """Whether the draft model is expected to beat what could be copied."""
-        return not offer.tokens or offer.acceptance.rate < self._by_model.rate
-
-    def _plan(self, offers: list[Offer], weak: list[int], limits: Many[DraftLimits]) -> tuple[int, float]:
-        """Depth of the draft model's chains, and the acceptance probability below which nothing is sent."""
-        best, choice = 0.0, (0, 1.0)
-        drafting = set(weak)
-        for depth in range((self.config.draft_length if weak else 0) + 1):
-            chances: list[float] = []
-            for at, offer in enumerate(offers):
-                modelled = depth > 0 and at in drafting
-                rate = self._by_model.rate if modelled else offer.acceptance.rate
-                count = min(depth, limits[at].depth) if modelled else len(offer.tokens)
-                chances.extend(rate**power for power in range(1, count + 1))
-            chances.sort(reverse=True)
-            gain, draft_time = float(len(offers)), depth * self._draft_seconds
-            for sent in range(len(chances) + 1):
-                if sent:
-                    gain += chances[sent - 1]
-                rate = gain / (self.cost(len(offers) + sent) + draft_time)
-                if rate > best * 1.02:  # a larger draft must be clearly better: estimates are noisy
-                    best, choice = rate, (depth, chances[sent - 1] if sent else 1.0)
-        return choice
-
-    def _send(self, trees: list[TokenTree], judged: dict[int, Acceptance]) -> list[TokenTree]:
-        self._pending = Pending(sum(len(tree) for tree in trees), perf_counter(), judged)
-        return trees
-
-
-def _prefix(rate: float, floor: float, length: int) -> int:
-    """How many tokens of a chain have a chance of at least `floor`."""
-    count, chance = 0, rate
-    floor *= 1 - 1e-9  # powers and products round differently
-    while count < length and chance >= floor:
-        count, chance = count + 1, chance * rate
-    return count
+    def _choose(self, size: int) -> Rate:
+        """Whose turn it is with a batch of this size; sets `_running`."""
+        rates = self._rates.setdefault(size, [Rate() for _ in self.parts])
+        self._steps += 1
+        if self._left:
+            self._left -= 1
+            return rates[self._running]
+        best = max(range(len(rates)), key=lambda at: rates[at].value)
+        self._running = best
+        for at, rate in enumerate(rates):
+            if rate.steps < TRIAL:
+                self._running, self._left = at, TRIAL
+                break
+            if at != best and rate.due <= self._steps:
+                rate.interval = min(2 * rate.interval, LATE)
+                rate.due = self._steps + rate.interval
+                self._running, self._left = at, BURST
+                break
+        if self._running == best:
+            rates[best].interval = SOON  # once it falls behind, it is soon tried again
+        return rates[self._running]

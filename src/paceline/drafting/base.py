@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
 
 from paceline.core.batch import TapRequest, Taps
 from paceline.core.request import Sequence
@@ -14,6 +17,17 @@ from paceline.core.verdict import Verdict
 
 if TYPE_CHECKING:
     from paceline.core.batch import ForwardBatch, ForwardResult
+
+USUAL_DRAFT = 64  # nodes that a method is given room for if its options do not say how many it wants
+
+
+def largest_draft(configs: Many[Any]) -> int:
+    """Most draft nodes per sequence and step that methods with these options may want together.
+
+    Args:
+        configs: one `Config` per method that is composed; each may say with a property `most_draft` how many nodes it will ever want.
+    """
+    return sum(int(getattr(config, "most_draft", USUAL_DRAFT)) for config in configs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +66,18 @@ class DraftContext:
         eos: ids after which nothing needs to be drafted.
         draft: runner of the draft model, where the user named one.
         probe: measures the seconds of a target forward with n rows on this device, now.
+        vocabularies: ids of the pieces of sources and of targets, where an encoder-decoder has a vocabulary for each; else `None`.
+        network: the draft network that the user named, where it is no decoder (see `engine.draft_network`).
+        coupled: whether samples are judged with the numbers of plain sampling; who draws with the same numbers is accepted more often.
     """
 
     vocabulary: int
     eos: frozenset[int]
     probe: Callable[[int], float]
     draft: ForwardRunner | None = None
+    vocabularies: tuple[Mapping[str, int], Mapping[str, int]] | None = None
+    network: Any = None
+    coupled: bool = False
 
 
 class Drafter(Protocol):
@@ -82,3 +102,23 @@ class Drafter(Protocol):
 
     def memory_bytes(self) -> int:
         """Bytes held for drafts (draft KV, tables)."""
+
+
+class ReadsPrompts(Protocol):
+    """A drafter whose taps ask for `prompt_logits`."""
+
+    def observe_prompt(self, sequence: Sequence, start: int, logits: Float[Tensor, "rows vocabulary"]) -> None:
+        """What the target said at `sequence.tokens[start:start + rows]`, which were read before a tree: mostly the prompt."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A drafter that keeps text, or laws behind it, beyond the request they came from."""
+
+    def forget(self) -> None:
+        """Forget everything learned from requests, as if just built; what was measured of the device stays. Only while nothing runs."""
+
+
+def memories(drafter: Drafter) -> list[Remembers]:
+    """The drafter, or those of its parts, that remember beyond a request."""
+    return [part for part in getattr(drafter, "parts", [drafter]) if isinstance(part, Remembers)]

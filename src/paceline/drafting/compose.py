@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 from functools import reduce
 
+from jaxtyping import Float
+from torch import Tensor
+
 from paceline.core.batch import NO_TAPS, TapRequest, Taps
 from paceline.core.request import Sequence
 from paceline.core.tree import ROOT, TokenTree
@@ -51,6 +54,12 @@ class Compose:
                 for draft, tree, verdict in zip(drafts, trees, verdicts, strict=True)
             ]
             part.observe(sequences, drafts, views, taps)
+
+    def observe_prompt(self, sequence: Sequence, start: int, logits: Float[Tensor, "rows vocabulary"]) -> None:
+        """For the parts whose taps ask for it."""
+        for part in self.parts:
+            if part.taps.prompt_logits:
+                part.observe_prompt(sequence, start, logits)  # type: ignore[attr-defined]
 
     def release(self, sequence: Sequence) -> None:
         for part in self.parts:

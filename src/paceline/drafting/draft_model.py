@@ -8,6 +8,8 @@ tokens when it is greedy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 from paceline.core.errors import UsageError
 from paceline.drafting.base import DraftContext, DraftLimits, ForwardRunner
@@ -40,6 +42,11 @@ class DraftModelConfig:
             raise UsageError(f"draft-model: branching={self.branching!r} must not contain zero")
 
     @property
+    def most_draft(self) -> int:
+        """Nodes of the whole tree."""
+        return sum(accumulate(self.widths, mul))
+
+    @property
     def widths(self) -> list[int]:
         """Children per node at each depth."""
         given = [int(part) for part in self.branching.split("x")] if self.branching else []
@@ -51,8 +58,8 @@ class DraftModel(StaticDrafter):
 
     Config = DraftModelConfig
 
-    def __init__(self, config: DraftModelConfig, runner: ForwardRunner, eos: frozenset[int]) -> None:
-        super().__init__(runner, eos, config.temperature)
+    def __init__(self, config: DraftModelConfig, runner: ForwardRunner, eos: frozenset[int], coupled: bool = False) -> None:
+        super().__init__(runner, eos, config.temperature, coupled)
         self.config = config
         self._shapes: dict[tuple[int, ...], Shape] = {}
 
@@ -65,7 +72,7 @@ class DraftModel(StaticDrafter):
         """
         if context.draft is None:
             raise UsageError("method 'draft-model' needs a draft model; name one with draft=... (--draft)")
-        return cls(config, context.draft, context.eos)
+        return cls(config, context.draft, context.eos, context.coupled)
 
     def shape(self, limit: DraftLimits) -> Shape:
         """As many full layers as the node and depth limits leave room for."""

@@ -33,17 +33,23 @@ class Filling:
 
 
 class StaticDrafter(ABC):
-    """Fills a shape: draws without replacement for a sampling target, the likeliest tokens for a greedy one."""
+    """Fills a shape: draws without replacement for a sampling target, the likeliest tokens for a greedy one.
+
+    If samples are judged with the random numbers of plain sampling, it draws with these very numbers: where both models' laws are close,
+    so are the tokens that one number picks from them. Such children count as chosen, which sample-and-match judges exactly whatever they
+    are.
+    """
 
     taps: TapRequest = NO_TAPS
 
-    def __init__(self, runner: ForwardRunner, eos: frozenset[int], temperature: float) -> None:
+    def __init__(self, runner: ForwardRunner, eos: frozenset[int], temperature: float, coupled: bool = False) -> None:
         """Args:
         runner: the draft model.
         eos: ids after which nothing is drafted.
         temperature: of the draft when the target samples; negative means the target's own.
+        coupled: draw with the target's random numbers.
         """
-        self.runner, self.eos, self.temperature = runner, eos, temperature
+        self.runner, self.eos, self.temperature, self.coupled = runner, eos, temperature, coupled
         self._lanes = DraftLanes(runner)
 
     @abstractmethod
@@ -96,10 +102,13 @@ class StaticDrafter(ABC):
         else:
             law = target_distribution(logits, self._draft_sampling(sampling)).double().cpu()
             for node, probs, width in zip(growth.frontier, law, widths, strict=True):
-                growth.q[node] = Distribution(probs)
                 position = len(sequence.tokens) + growth.depth[node]
-                counters = draw_counters(len(sequence.tokens), node, width)
-                numbers = [uniform(sequence.seed, position, Purpose.DRAFT, counter) for counter in counters]
+                if self.coupled:
+                    numbers = [uniform(sequence.seed, position, Purpose.TARGET)] * width
+                else:
+                    growth.q[node] = Distribution(probs)
+                    counters = draw_counters(len(sequence.tokens), node, width)
+                    numbers = [uniform(sequence.seed, position, Purpose.DRAFT, counter) for counter in counters]
                 fresh.extend(self._add(filling, draw_without_replacement(probs, width, numbers), node))
         growth.frontier = [node for node in fresh if growth.token[node] not in self.eos and filling.shape[filling.spot[node]]]
 

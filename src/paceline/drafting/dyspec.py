@@ -22,7 +22,7 @@ from paceline.core.sampling import Sampling
 from paceline.core.transform import target_distribution
 from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import Verdict
-from paceline.drafting.base import DraftContext, DraftLimits, ForwardRunner
+from paceline.drafting.base import USUAL_DRAFT, DraftContext, DraftLimits, ForwardRunner
 from paceline.drafting.draft_lanes import DraftLanes
 from paceline.drafting.dyspec_growth import Bounds, Grower, Pick, Urn, ValueGrowth, best_first, draft_odds, layered, seedling
 from paceline.drafting.dyspec_learning import AcceptanceCurve, BudgetTuner, Threshold
@@ -45,7 +45,8 @@ class DySpecConfig:
         depth: longest path.
         temperature: of the draft; negative means the target's own, but at least 0.6.
         value: `draft` takes draft probabilities for acceptance probabilities; `calibrated` fits them to past steps.
-        draws: `sampled`, or `likeliest` for greedy targets: children in order of draft probability (sampling ones always sample).
+        draws: for greedy targets, `likeliest`: children in order of draft probability; or `sampled`, as in the paper, which leaves some of
+            them to chance. Sampling targets always get sampled ones.
     """
 
     budget: int | Literal["auto"] = 64
@@ -55,7 +56,7 @@ class DySpecConfig:
     depth: int = 32
     temperature: float = -1.0
     value: Literal["draft", "calibrated"] = "draft"
-    draws: Literal["sampled", "likeliest"] = "sampled"
+    draws: Literal["sampled", "likeliest"] = "likeliest"
 
     def __post_init__(self) -> None:
         rules = {
@@ -66,6 +67,11 @@ class DySpecConfig:
         for name, (valid, wanted) in rules.items():
             if not valid:
                 raise UsageError(f"dyspec: {name}={getattr(self, name)!r} must be {wanted}")
+
+    @property
+    def most_draft(self) -> int:
+        """Nodes of the largest draft."""
+        return USUAL_DRAFT if self.budget == "auto" else self.budget
 
 
 @dataclass(slots=True)

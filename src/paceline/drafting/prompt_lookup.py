@@ -84,8 +84,9 @@ class PromptLookup:
         index = self._index.get(sequence.uid)
         if index is None:
             index = self._index[sequence.uid] = NgramIndex(range(self.config.min_ngram, self.config.max_ngram + 1))
-        index.extend(sequence.tokens)
-        return index.continuation(sequence.tokens, length)
+        history = sequence.history  # in an encoder-decoder, what there is to copy from is the source
+        index.extend(history)
+        return index.continuation(history, length)
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """A chain of at most `length` copied tokens each."""

@@ -40,14 +40,19 @@ class SequoiaConfig:
         except ValueError:
             raise UsageError(f"sequoia: acceptance={self.acceptance!r} must be numbers in [0, 1], as in 0.6/0.2:0.5/0.1") from None
 
+    @property
+    def most_draft(self) -> int:
+        """Nodes of the largest draft."""
+        return self.nodes
+
 
 class Sequoia(StaticDrafter):
     """Drafts the optimal static tree. `measured` counts what is accepted, to plan the next tree from."""
 
     Config = SequoiaConfig
 
-    def __init__(self, config: SequoiaConfig, runner: ForwardRunner, eos: frozenset[int]) -> None:
-        super().__init__(runner, eos, config.temperature)
+    def __init__(self, config: SequoiaConfig, runner: ForwardRunner, eos: frozenset[int], coupled: bool = False) -> None:
+        super().__init__(runner, eos, config.temperature, coupled)
         self.config = config
         self.measured = AcceptanceTable()
         self._acceptance = parse_acceptance(config.acceptance)
@@ -62,7 +67,7 @@ class Sequoia(StaticDrafter):
         """
         if context.draft is None:
             raise UsageError("method 'sequoia' needs a draft model; name one with draft=... (--draft)")
-        drafter = cls(config, context.draft, context.eos)
+        drafter = cls(config, context.draft, context.eos, context.coupled)
         drafter.shape(DraftLimits(config.nodes, config.depth))
         return drafter
 

@@ -8,7 +8,6 @@ fixed shape that was chosen by measured acceptance, and judged against the law t
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,59 +15,23 @@ import torch
 
 from paceline.core.batch import TapRequest, Taps
 from paceline.core.request import Sequence
-from paceline.core.rng import Purpose
-from paceline.core.sampling import Sampling
-from paceline.core.transform import law_of, target_distribution, top
 from paceline.core.tree import ROOT, Distribution, TokenTree
-from paceline.core.uniforms import stream, uniform_block
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftContext, DraftLimits
-from paceline.drafting.growth import Growth, draw_counters
+from paceline.drafting.prompt_lookup import PromptLookup, PromptLookupConfig
+from paceline.drafting.stand_budget import Patience, Prospects
 from paceline.drafting.stand_config import StandConfig
+from paceline.drafting.stand_file import SavedSpace, read_tables, write_tables
+from paceline.drafting.stand_learning import UNKNOWN, Lesson, learn
 from paceline.drafting.stand_scope import Space, Spaces
-from paceline.drafting.stand_table import Context, NgramTable
-from paceline.drafting.stand_template import RankPath, Template, default_template
+from paceline.drafting.stand_table import Entry, NgramTable
+from paceline.drafting.stand_template import RankPath, Template, default_template, shipped_template
+from paceline.drafting.stand_walk import NO_DRAW, Spot, Walk, gumbel
+from paceline.planning.cost import ForwardCost, StepWatch
 
-NODES_BY_BATCH = ((1, 80), (4, 32))  # sequences drafted for, nodes for each: rows of a forward are shared by all
-NODES_BEYOND = 16
-
-
-@dataclass(slots=True)
-class Walk:
-    """A tree while it is drawn, and where its sequence stood.
-
-    Args:
-        sequence: drafted for.
-        space: of the table.
-        tail: last tokens before the draft, as many as the longest context.
-        sampled: whether children are drawn (else the likeliest are chosen).
-        widths: children that each template node wants.
-        ends: tokens below which nothing is drafted.
-        step: tokens there were; keys the random numbers.
-    """
-
-    sequence: Sequence
-    space: Space
-    tail: Context
-    sampled: bool
-    widths: dict[RankPath, int]
-    ends: frozenset[int]
-    step: int
-    growth: Growth = field(init=False)
-    tree: TokenTree = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.growth = Growth([self.tail[-1]], [-1], [0], [None])
-
-
-@dataclass(frozen=True, slots=True)
-class Spot:
-    """A node that may get children: where it stands in tree and template, and the tokens before its children."""
-
-    walk: Walk
-    node: int
-    path: RankPath
-    context: Context
+COPIES = PromptLookupConfig(length=12)
+NOBODY = -1  # stands for a sequence of an earlier process
+ASSUMED = "assumed"  # stands for a template file: the tree computed from assumed acceptance
 
 
 class Stand:
@@ -77,19 +40,32 @@ class Stand:
     Args:
         config: options.
         eos: ids below which nothing is drafted.
-        template: tree shape; `None` takes the built-in one.
+        template: tree shape; `None` computes one from assumed acceptance.
+        cost: seconds of a target forward with n rows, for `budget=measured`; without it, all of the tree is sent.
+        vocabulary: size of the target's vocabulary; written to files.
     """
 
     Config = StandConfig
-    taps: TapRequest = TapRequest(logits=True)
 
-    def __init__(self, config: StandConfig, eos: frozenset[int] = frozenset(), template: Template | None = None) -> None:
-        self.config, self.eos, self.template = config, eos, template
+    def __init__(
+        self,
+        config: StandConfig,
+        eos: frozenset[int] = frozenset(),
+        template: Template | None = None,
+        cost: ForwardCost | None = None,
+        vocabulary: int = 0,
+    ) -> None:
+        self.config, self.eos, self.template, self.cost, self.vocabulary = config, eos, template, cost, vocabulary
+        self.taps = TapRequest(logits=True, prompt_logits=config.observe_prompt)
         self.table = NgramTable(config.candidates, config.max_entries)
+        self._watch = None if cost is None else StepWatch(cost)
+        self._patience: dict[int, Patience] = {}
         self.traces: list[RankPath] = []
         self._lengths = config.lengths
         self._spaces = Spaces(config.scope, config.idle, self.table.drop)
         self._walks: dict[int, Walk] = {}
+        self._copies = PromptLookup(COPIES) if config.fallback == "copy" else None
+        self._prospects = None if cost is None else Prospects(cost, config.lengths[0], COPIES.max_ngram)
         self._widths: dict[tuple[int, int], dict[RankPath, int]] = {}
 
     @classmethod
@@ -97,9 +73,17 @@ class Stand:
         """A drafter for this context.
 
         Raises:
-            UsageError: if the template cannot be read.
+            UsageError: if the template or the table cannot be read.
         """
-        return cls(config, context.eos, Template.load(Path(config.template)) if config.template else None)
+        template = None if config.template == ASSUMED else Template.load(Path(config.template)) if config.template else shipped_template()
+        cost = None
+        if config.budget == "measured":
+            cost = ForwardCost(context.probe)
+            cost(1)  # probe while loading, not inside the first request
+        drafter = cls(config, context.eos, template, cost, context.vocabulary)
+        if config.table:
+            drafter.load(Path(config.table))
+        return drafter
 
     @property
     def evictions(self) -> int:
@@ -108,13 +92,22 @@ class Stand:
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """Draw all trees together, one gather from the table per level."""
-        nodes = self.config.nodes or next((size for most, size in NODES_BY_BATCH if len(sequences) <= most), NODES_BEYOND)
+        nodes = self.config.size(len(sequences))
         walks = [self._start(sequence, limit, nodes) for sequence, limit in zip(sequences, limits, strict=True)]
         live = [Spot(walk, ROOT, (), walk.tail) for walk in walks if () in walk.widths]
+        rows = len(walks)
+        if self._copies is not None:
+            copied = {id(spot) for spot in live if self._copy(spot, rows)}
+            live = [spot for spot in live if id(spot) not in copied]
+            rows += sum(len(walk.growth.token) - 1 for walk in walks)
         while live:
-            live = self._deepen(live)
+            live, drawn = self._deepen(live, rows)
+            rows += drawn
         for walk in walks:
-            walk.tree, _ = walk.growth.tree(walk.sampled)
+            walk.tree, order = walk.growth.tree(walk.sampled)
+            walk.paths, walk.kinds = [walk.paths[node] for node in order], [walk.kinds[node] for node in order]
+        if self._watch is not None:
+            self._watch.begin(sequences, [walk.tree for walk in walks])
         return [walk.tree for walk in walks]
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
@@ -125,23 +118,79 @@ class Stand:
         """
         if taps.logits is None or len(taps.logits) != sum(map(len, trees)):
             raise ValueError("stand learns from the logits of the judged trees; the loop must hand them over as its taps ask")
-        seen: list[tuple[Walk, Context, int]] = []
+        if self._watch is not None:
+            self._watch.end(trees)
+        lessons: list[Lesson] = []
         start = 0
         for sequence, tree, verdict in zip(sequences, trees, verdicts, strict=True):
             walk = self._walks.pop(sequence.uid, None)
             if walk is not None:
-                nodes = range(len(tree)) if self.config.observe_rejected else (ROOT, *verdict.accepted)
-                for node in nodes:
+                said = dict(zip((ROOT, *verdict.accepted), verdict.tokens, strict=False))
+                for node in range(len(tree)) if self.config.observe_rejected else said:
                     context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
-                    seen.append((walk, context, start + node))
-                if self.config.record and tree is walk.tree:
-                    self.traces.append(_ranks(tree, verdict.accepted))
+                    lessons.append(Lesson(walk.space, sequence.request.sampling, context, start + node, said.get(node, UNKNOWN)))
+                if tree is walk.tree:
+                    self._review(walk, verdict)
             start += len(tree)
-        self._learn(seen, taps.logits)
+        learn(self.table, self.config, lessons, taps.logits)
+        if self._prospects is not None and trees:
+            self._prospects.stepped(sum(map(len, trees)), sum(len(verdict.tokens) for verdict in verdicts))
+
+    def observe_prompt(self, sequence: Sequence, start: int, logits: torch.Tensor) -> None:
+        """Remember the laws of a stretch of the prompt.
+
+        Args:
+            sequence: whose `tokens[start]` the first row belongs to.
+            logits: (rows, vocabulary), processed as those of trees are.
+        """
+        space, sampling = self._spaces.enter(sequence), sequence.request.sampling
+        longest, tokens = self.config.lengths[0], sequence.tokens
+        lessons = [
+            Lesson(space, sampling, tuple(tokens[max(0, at + 1 - longest) : at + 1]), at - start, tokens[at + 1])
+            for at in range(start, start + len(logits))
+        ]
+        learn(self.table, self.config, lessons, logits)
 
     def release(self, sequence: Sequence) -> None:
+        self._patience.pop(sequence.uid, None)
+        if self._copies is not None:
+            self._copies.release(sequence)
         self._walks.pop(sequence.uid, None)
         self._spaces.leave(sequence)
+
+    def forget(self) -> None:
+        """Forget every law. Only while nothing runs."""
+        self.table = NgramTable(self.config.candidates, self.config.max_entries)
+        self._spaces = Spaces(self.config.scope, self.config.idle, self.table.drop)
+
+    def save(self, path: Path) -> None:
+        """Write the table to a file that the option `table` reads.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
+        spaces = []
+        for name, space in self._spaces.named():
+            contexts = self.table.contexts(space)
+            ids, probs = self.table.gather([entry for _, entry in contexts])
+            counts = np.array([entry.count for _, entry in contexts], np.int32)
+            spaces.append(SavedSpace(name, tuple(space.seeds), [context for context, _ in contexts], counts, ids, probs))
+        write_tables(path, spaces, self.vocabulary, self.config.candidates, self.config.scope)
+
+    def load(self, path: Path) -> None:
+        """Take over the spaces of a file written by `save`; one that both have is the file's.
+
+        Sequences that repeat a seed behind a saved space are judged by plain samples: its laws depend on their random numbers.
+
+        Raises:
+            UsageError: if the file cannot be used.
+        """
+        for saved in read_tables(path, self.vocabulary, self.config.candidates, self.config.scope):
+            space = Space(seeds=dict.fromkeys(saved.seeds, NOBODY))
+            self._spaces.adopt(saved.name, space)
+            for at, context in enumerate(saved.contexts):
+                entry = Entry.of(saved.ids[at].tolist(), saved.probs[at].tolist(), int(saved.counts[at]))
+                self.table.restore(space, context, entry)
 
     def memory_bytes(self) -> int:
         """Bytes of the table."""
@@ -158,85 +207,116 @@ class Stand:
             self._widths[size, depth] = whole.cut(size, depth).widths()
         tail = tuple(sequence.tokens[-self._lengths[0] :])
         ends = request.stop_ids | (frozenset() if request.ignore_eos else self.eos)
-        walk = Walk(sequence, space, tail, sampled, self._widths[size, depth], ends, len(sequence.tokens))
+        walk = Walk(sequence, space, tail, sampled, self._widths[size, depth], size, depth, ends, len(sequence.tokens))
         self._walks[sequence.uid] = walk
         return walk
 
-    def _row(self, spot: Spot) -> int | None:
-        """Entry of the longest known context."""
+    def _review(self, walk: Walk, verdict: Verdict) -> None:
+        """Learn which draws were accepted, of those that were judged."""
+        if self.config.record:
+            self.traces.append(walk.paths[verdict.accepted[-1]] if verdict.accepted else ())
+        if self._prospects is None:
+            return
+        children = walk.tree.children()
+        for node, chosen in zip((ROOT, *verdict.accepted), (*verdict.accepted, None), strict=True):
+            for child in children[node]:
+                self._prospects.judged(walk.kinds[child], child == chosen)
+                if child == chosen:
+                    break
+        patience = self._patience.setdefault(walk.sequence.uid, Patience())
+        patience.judged(len(walk.tree) > 1, len(verdict.accepted) > 0)
+
+    def _row(self, spot: Spot) -> tuple[Entry, int] | None:
+        """Entry of the longest known context, and that context's length."""
         for length in self._lengths:
             if length <= len(spot.context):
                 row = self.table.find(spot.walk.space, spot.context[-length:])
                 if row is not None:
-                    return row
+                    return row, length
         return None
 
-    def _deepen(self, live: Many[Spot]) -> list[Spot]:
-        """Give every node its children; returns those that may get some themselves."""
-        known = [(spot, row) for spot in live if (row := self._row(spot)) is not None]
+    def _copy(self, spot: Spot, rows: int) -> bool:
+        """Draft for a sequence by copying from earlier in it, if that is known to hold more often than the table; whether it did."""
+        assert self._copies is not None
+        walk, found = spot.walk, self._row(spot)
+        tokens, suffix = self._copies.lookup(walk.sequence, min(COPIES.length, walk.most, walk.depth))
+        kinds = [NO_DRAW] * len(tokens)
+        if self._prospects is not None:
+            kinds = [self._prospects.copied(suffix, depth) for depth in range(len(tokens))]
+        if not tokens or (found is not None and (self._prospects is None or self._hope(found) >= self._prospects.chance(kinds[0]))):
+            return False
+        reach, node, path = 1.0, ROOT, spot.path
+        for token, kind in zip(tokens, kinds, strict=True):
+            chance = self._worth(walk, kind, reach, rows)
+            if chance is None:
+                break
+            node, path = walk.growth.add(token, node), (*path, 0)
+            walk.paths.append(path)
+            walk.kinds.append(kind)
+            rows, reach = rows + 1, reach * chance
+            if token in walk.ends:
+                break
+        return True
+
+    def _hope(self, found: tuple[Entry, int]) -> float:
+        """Chance of the first draw from an entry."""
+        assert self._prospects is not None
+        entry, length = found
+        return self._prospects.chance(Prospects.kind(length, 0, entry.probs[0] / sum(entry.probs)))
+
+    def _deepen(self, live: Many[Spot], rows: int) -> tuple[list[Spot], int]:
+        """Give every node its children.
+
+        Args:
+            rows: of the forward so far.
+
+        Returns:
+            The children that may get some themselves, and how many were drawn.
+        """
+        known = [(spot, found) for spot in live if (found := self._row(spot)) is not None]
         if not known:
-            return []
+            return [], 0
         spots = [spot for spot, _ in known]
-        ids, probs = self.table.gather([row for _, row in known])
+        ids, probs = self.table.gather([row for _, (row, _) in known])
         q = probs / probs.sum(-1, keepdims=True)  # what is drawn from: only here are stored probabilities renormalised
         order = np.argsort(-(np.log(np.where(q > 0, q, 1.0)) + self._noise(spots)), axis=-1, kind="stable").tolist()
-        counts = (q > 0).sum(-1).tolist()
+        counts, shares = (q > 0).sum(-1).tolist(), q.tolist()
         tokens, support = ids.tolist(), ids.astype(np.int64)
         deeper: list[Spot] = []
-        for at, spot in enumerate(spots):
+        first = rows
+        for at, (spot, (_, length)) in enumerate(known):
             walk, growth = spot.walk, spot.walk.growth
-            if walk.sampled:
-                size = counts[at]
-                growth.q[spot.node] = Distribution(torch.from_numpy(q[at, :size]), torch.from_numpy(support[at, :size]))
-            drawn = [place for place in order[at] if place < counts[at]][: walk.widths[spot.path]]
-            for rank, place in enumerate(drawn):  # in the order of the draws: verification depends on it
+            reach, left = spot.reach, 1.0
+            for rank, place in enumerate([place for place in order[at] if place < counts[at]][: walk.widths[spot.path]]):  # as drawn
+                kind = Prospects.kind(length, rank, left if rank else max(shares[at]))
+                chance = self._worth(walk, kind, reach, rows)
+                if chance is None:
+                    break
                 token, path = tokens[at][place], (*spot.path, rank)
                 child = growth.add(token, spot.node)
+                walk.paths.append(path)
+                walk.kinds.append(kind)
+                rows += 1
                 if path in walk.widths and token not in walk.ends:
-                    deeper.append(Spot(walk, child, path, (*spot.context, token)))
-        return deeper
+                    deeper.append(Spot(walk, child, path, (*spot.context, token), reach * chance))
+                reach *= 1.0 - chance
+                left -= shares[at][place]
+            if walk.sampled and len(growth.token) > 1 and growth.parent[-1] == spot.node:
+                size = counts[at]
+                growth.q[spot.node] = Distribution(torch.from_numpy(q[at, :size]), torch.from_numpy(support[at, :size]))
+        return deeper, rows - first
+
+    def _worth(self, walk: Walk, kind: int, reach: float, rows: int) -> float | None:
+        """Chance of a draw to be accepted once it is judged, or nothing if it should not be made. It must not depend on the draw."""
+        if self._prospects is None:
+            return 1.0
+        chance = self._prospects.chance(kind)
+        if reach * chance >= self._prospects.least(rows):
+            return chance
+        if len(walk.growth.token) == 1 and self._patience.setdefault(walk.sequence.uid, Patience()).due():
+            return chance
+        return None
 
     def _noise(self, spots: Many[Spot]) -> np.ndarray:
         """Gumbel numbers for every candidate of every node; none where the likeliest are chosen. No number is used twice."""
-        noise = np.zeros((len(spots), self.config.candidates))
-        drawn = [at for at, spot in enumerate(spots) if spot.walk.sampled]
-        streams: dict[int, int] = {}  # by sequence: nodes of one level decide one position
-        counters = []
-        for at in drawn:
-            walk, node = spots[at].walk, spots[at].node
-            if walk.sequence.uid not in streams:
-                streams[walk.sequence.uid] = stream(walk.sequence.seed, walk.step + walk.growth.depth[node], Purpose.DRAFT)
-            counters.append(draw_counters(walk.step, node, self.config.candidates).start)
-        if drawn:
-            numbers = uniform_block([streams[spots[at].walk.sequence.uid] for at in drawn], counters, self.config.candidates)
-            noise[drawn] = -np.log(-np.log(numbers + 2.0**-54))  # the number is never zero
-        return noise
-
-    def _learn(self, seen: Many[tuple[Walk, Context, int]], logits: torch.Tensor) -> None:
-        """Average the laws of some rows into the table, in the order given."""
-        groups: dict[tuple[float, ...], list[int]] = {}
-        for at, (walk, _, _) in enumerate(seen):
-            groups.setdefault(law_of(walk.sequence.request.sampling), []).append(at)
-        best: dict[int, tuple[list[int], list[float]]] = {}
-        for members in groups.values():
-            sampling = self._remembered(seen[members[0]][0].sequence.request.sampling)
-            rows = torch.tensor([seen[at][2] for at in members], device=logits.device)
-            laws = target_distribution(logits[rows], sampling).float()
-            probs, ids = top(laws, min(self.config.candidates, laws.shape[-1]))
-            best.update(zip(members, zip(ids.tolist(), probs.tolist(), strict=True), strict=True))
-        for at, (walk, context, _) in enumerate(seen):
-            for length in self._lengths:
-                if length <= len(context):
-                    self.table.observe(walk.space, context[-length:], *best[at])
-
-    def _remembered(self, sampling: Sampling) -> Sampling:
-        """The settings whose law is remembered: the request's own, or a spread-out law where the target is greedy."""
-        if not sampling.greedy or self.config.greedy_temperature == 0:
-            return sampling
-        return replace(sampling, temperature=self.config.greedy_temperature, top_k=0, top_p=1.0, min_p=0.0)
-
-
-def _ranks(tree: TokenTree, accepted: Many[int]) -> RankPath:
-    """Which child of its parent each accepted node was."""
-    children = tree.children()
-    return tuple(children[tree.parent[node]].index(node) for node in accepted)
+        return gumbel(spots, self.config.candidates)

@@ -13,7 +13,7 @@ from paceline.core.transform import law_of
 
 Scope = Literal["problem", "request", "user", "process"]
 SHARED_BY: dict[Scope, Callable[[Sequence], Hashable]] = {
-    "problem": lambda sequence: sequence.request.ids,  # all trajectories of one prompt
+    "problem": lambda sequence: sequence.request.prompt,  # all trajectories of one prompt
     "request": lambda sequence: sequence.uid,  # one trajectory
     "user": lambda sequence: sequence.request.tenant,
     "process": lambda sequence: None,
@@ -68,6 +68,16 @@ class Spaces:
         self._spaces[name] = space
         space.members.add(sequence.uid)
         return space
+
+    def named(self) -> list[tuple[Hashable, Space]]:
+        """All spaces with the names that tell whose they are, the least recently entered first."""
+        return list(self._spaces.items())
+
+    def adopt(self, name: Hashable, space: Space) -> None:
+        """Take over a space that was kept elsewhere; one of this name that is known already goes."""
+        if name in self._spaces:
+            self.forget(self._spaces.pop(name))
+        self._spaces[name] = space
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence finished, was cancelled or preempted."""

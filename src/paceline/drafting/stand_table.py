@@ -1,13 +1,15 @@
 """The n-gram table of STAND: for every context seen, the target's own likeliest next tokens with their mean probabilities.
 
 STAND, arXiv 2506.04708: the largest entries of the target's law are stored *as they are*, not renormalised, and averaged over the
-occurrences of a context. Entries lie in flat arrays, so that those of many contexts are gathered at once.
+occurrences of a context. Entries are never changed, only replaced, so that the contexts of one position share theirs until one of them is
+seen elsewhere too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,43 @@ import numpy.typing as npt
 from paceline.core.errors import UsageError
 
 Context = tuple[int, ...]
-FIRST_ROWS = 256
 KEY_BYTES = 170  # of one dictionary entry with a key of three numbers, measured on CPython 3.11
+ENTRY_BYTES = 200  # of an entry of its own with no token
+TOKEN_BYTES = 68  # a number, a probability, and their places
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known behind a context.
+
+    Args:
+        ids, probs: likeliest tokens with mean probabilities, largest first, none of them zero.
+        count: laws it is the mean of.
+    """
+
+    ids: tuple[int, ...]
+    probs: tuple[float, ...]
+    count: int
+
+    @classmethod
+    def of(cls, ids: Many[int], probs: Many[float], count: int = 1) -> Entry:
+        """Tokens without probability left out."""
+        if 0.0 in probs:
+            ids = [token for token, prob in zip(ids, probs, strict=True) if prob > 0.0]
+            probs = [prob for prob in probs if prob > 0.0]
+        return cls(tuple(ids), tuple(probs), count)
+
+    def averaged(self, other: Entry, width: int) -> Entry:
+        """With one more law; `width` tokens are kept."""
+        if self.ids == other.ids and self.probs == other.probs:  # to the bit, as laws that are certain mostly are
+            return Entry(self.ids, self.probs, self.count + 1)
+        mean, fresh = dict(zip(self.ids, self.probs, strict=True)), dict(zip(other.ids, other.probs, strict=True))
+        # A mean moved by a share of the difference stays where it is, to the bit, when the same law is observed again.
+        for token in mean.keys() | fresh.keys():
+            old = mean.get(token, 0.0)
+            mean[token] = old + (fresh.get(token, 0.0) - old) / (self.count + 1)
+        best = sorted((-prob, token) for token, prob in mean.items() if prob > 0.0)[:width]
+        return Entry(tuple(token for _, token in best), tuple(-prob for prob, _ in best), self.count + 1)
 
 
 class NgramTable:
@@ -36,59 +73,58 @@ class NgramTable:
             raise UsageError(f"an n-gram table needs at least one token per context and one context, got {width} and {capacity}")
         self.width, self.capacity = width, capacity
         self.evictions = 0
-        self._spaces: dict[Hashable, dict[Context, int]] = {}  # both levels from the least to the most recently used
-        self._free: list[int] = []
-        self._used = 0
-        self._ids, self._probs, self._count = _rows(min(FIRST_ROWS, capacity), width)
+        self._spaces: dict[Hashable, dict[Context, Entry]] = {}  # both levels from the least to the most recently used
+        self._size = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._spaces.values()))
+        return self._size
 
-    def observe(self, space: Hashable, context: Context, ids: Many[int], probs: Many[float]) -> None:
-        """Average one more law into the entry of a context.
+    def observe(self, space: Hashable, contexts: Many[Context], law: Entry) -> None:
+        """Average one more law into the entries of the contexts it was seen behind.
 
         Args:
-            ids, probs: the likeliest tokens of the target's law behind the context, largest first, at most `width`; zeros are not stored.
+            law: the likeliest tokens of the target's law, at most `width`.
         """
-        row = self.find(space, context)
-        count = 0
-        mean: dict[int, float] = {}
-        if row is None:
-            row = self._insert(space, context)
-        else:
-            count = int(self._count[row])
-            mean = dict(self.entry(row))
-        fresh = dict(zip(ids, probs, strict=True))
-        # A mean moved by a share of the difference stays where it is, to the bit, when the same law is observed again.
-        for token in mean.keys() | fresh.keys():
-            old = mean.get(token, 0.0)
-            mean[token] = old + (fresh.get(token, 0.0) - old) / (count + 1)
-        best = sorted(((-prob, token) for token, prob in mean.items() if prob > 0.0))[: self.width]
-        self._ids[row, : len(best)] = [token for _, token in best]
-        self._probs[row] = 0.0
-        self._probs[row, : len(best)] = [-prob for prob, _ in best]
-        self._count[row] = count + 1
+        known = self._spaces.setdefault(space, {})
+        for context in contexts:
+            entry = known.pop(context, None)
+            if entry is None:
+                known[context] = law
+                self._size += 1
+            else:
+                known[context] = entry.averaged(law, self.width)
+        while self._size > self.capacity:
+            self._evict()
 
-    def find(self, space: Hashable, context: Context) -> int | None:
-        """Row of a context's entry; counts as a use of it. Rows are valid until the next `observe` or `drop`."""
+    def find(self, space: Hashable, context: Context) -> Entry | None:
+        """A context's entry; counts as a use of it."""
         contexts = self._spaces.get(space)
-        row = None if contexts is None else contexts.pop(context, None)
-        if contexts is not None and row is not None:
-            contexts[context] = row
-        return row
+        entry = None if contexts is None else contexts.pop(context, None)
+        if contexts is not None and entry is not None:
+            contexts[context] = entry
+        return entry
 
-    def count(self, row: int) -> int:
-        """How many laws were averaged into an entry."""
-        return int(self._count[row])
+    def gather(self, entries: Many[Entry]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+        """Several entries, (entries, width) each: token ids, and mean probabilities, zero where an entry holds fewer tokens."""
+        ids = np.zeros((len(entries), self.width), np.int32)
+        probs = np.zeros((len(entries), self.width))
+        for at, entry in enumerate(entries):
+            size = len(entry.ids)
+            ids[at, :size] = entry.ids
+            probs[at, :size] = entry.probs
+        return ids, probs
 
-    def entry(self, row: int) -> list[tuple[int, float]]:
-        """Tokens and mean probabilities of an entry, largest first."""
-        found = zip(self._ids[row].tolist(), self._probs[row].tolist(), strict=True)
-        return [(token, prob) for token, prob in found if prob > 0.0]
+    def contexts(self, space: Hashable) -> list[tuple[Context, Entry]]:
+        """Contexts of a space with their entries, the least recently used first."""
+        return list(self._spaces.get(space, {}).items())
 
-    def gather(self, rows: Many[int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        """Entries of several rows, (rows, width) each: token ids, and mean probabilities, zero where an entry holds fewer tokens."""
-        return self._ids[rows], self._probs[rows].astype(np.float64)
+    def restore(self, space: Hashable, context: Context, entry: Entry) -> None:
+        """Put an entry in place, whatever was known."""
+        known = self._spaces.setdefault(space, {})
+        self._size += known.pop(context, None) is None
+        known[context] = entry
+        while self._size > self.capacity:
+            self._evict()
 
     def use(self, space: Hashable) -> None:
         """Count as a use of a whole space."""
@@ -98,41 +134,18 @@ class NgramTable:
 
     def drop(self, space: Hashable) -> None:
         """Forget a space."""
-        self._free.extend(self._spaces.pop(space, {}).values())
+        self._size -= len(self._spaces.pop(space, {}))
 
     def bytes(self) -> int:
-        """Arrays, and an estimate of the index."""
-        return self._ids.nbytes + self._probs.nbytes + self._count.nbytes + KEY_BYTES * len(self)
-
-    def _insert(self, space: Hashable, context: Context) -> int:
-        if not self._free and self._used == self.capacity:
-            self._evict()
-        if self._free:
-            row = self._free.pop()
-        else:
-            row = self._used
-            self._used += 1
-            if row == len(self._count):
-                self._grow()
-        self._probs[row] = 0.0
-        self._spaces.setdefault(space, {})[context] = row
-        return row
+        """An estimate: the index, and entries that are counted once however many contexts share them."""
+        own = {id(entry): len(entry.ids) for contexts in self._spaces.values() for entry in contexts.values()}
+        return KEY_BYTES * self._size + ENTRY_BYTES * len(own) + TOKEN_BYTES * sum(own.values())
 
     def _evict(self) -> None:
         space = next(space for space, contexts in self._spaces.items() if contexts)
         contexts = self._spaces[space]
-        self._free.append(contexts.pop(next(iter(contexts))))
+        del contexts[next(iter(contexts))]
+        self._size -= 1
         self.evictions += 1
         if not contexts:
             del self._spaces[space]
-
-    def _grow(self) -> None:
-        more = _rows(min(len(self._count), self.capacity - len(self._count)), self.width)
-        self._ids, self._probs, self._count = (
-            np.concatenate(pair) for pair in zip((self._ids, self._probs, self._count), more, strict=True)
-        )
-
-
-def _rows(count: int, width: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Empty entries: ids, probabilities, counts."""
-    return np.zeros((count, width), np.int32), np.zeros((count, width), np.float32), np.zeros(count, np.int32)

@@ -5,14 +5,16 @@ STAND, arXiv 2506.04708: start from a large tree, count accepted nodes on a few 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from paceline.core.errors import UsageError
 
@@ -67,13 +69,17 @@ class Template:
         """How many children each node that has any wants."""
         return dict(Counter(path[:-1] for path in self.paths))
 
-    def save(self, path: Path) -> None:
-        """Write the rank paths as JSON.
+    def save(self, path: Path, measured: Mapping[str, Any] | None = None) -> None:
+        """Write the rank paths as JSON, with a digest that `load` checks.
+
+        Args:
+            measured: what the counts behind the template were taken on (model, device, command), for the reader.
 
         Raises:
             UsageError: if the file cannot be written.
         """
-        text = json.dumps({"format": FORMAT, "kind": "draft tree template", "paths": self.paths})
+        head = {"format": FORMAT, "kind": "draft tree template", "digest": digest(self.paths), "measured": dict(measured or {})}
+        text = json.dumps(head | {"paths": self.paths})
         try:
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
@@ -90,13 +96,26 @@ class Template:
             found = json.loads(path.read_text(encoding="utf-8"))
             version, paths = found["format"], found["paths"]
             ranks = tuple(tuple(rank for rank in entry) for entry in paths)
+            signed = found.get("digest", digest(ranks))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a readable draft tree template ({error}); make one with optimise_template(..).save") from error
         if version != FORMAT:
             raise UsageError(f"{path} has template format {version!r}, this version reads {FORMAT}; make it again")
         if any(type(rank) is not int for entry in ranks for rank in entry):
             raise UsageError(f"{path}: the ranks of a draft tree template are whole numbers")
+        if signed != digest(ranks):
+            raise UsageError(f"{path}: the paths are not those that were saved; make the draft tree template again")
         return cls(ranks)
+
+
+def digest(paths: Many[RankPath]) -> str:
+    """Tells templates apart: the beginning of a hash of their paths."""
+    return hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:16]
+
+
+def shipped_template() -> Template:
+    """The template measured on pocket-code; the file says how."""
+    return Template.load(Path(__file__).with_name("stand_template.json"))
 
 
 def initial_template(nodes: int = INITIAL_NODES, depth: int = DEPTH) -> Template:
@@ -107,7 +126,13 @@ def initial_template(nodes: int = INITIAL_NODES, depth: int = DEPTH) -> Template
 
 def default_template(nodes: int, depth: int = DEPTH) -> Template:
     """The tree used where none was measured: the likeliest nodes under `RANK_ACCEPTANCE`."""
-    return _best(lambda path: prod(RANK_ACCEPTANCE[rank] for rank in path), (len(RANK_ACCEPTANCE),) * depth, nodes)
+    return _best(guessed, (len(RANK_ACCEPTANCE),) * depth, nodes)
+
+
+def guessed(path: RankPath) -> float:
+    """Assumed chance of a node to be accepted: the product over its path of what each rank is assumed to get."""
+    last = len(RANK_ACCEPTANCE) - 1
+    return prod(RANK_ACCEPTANCE[min(rank, last)] for rank in path)
 
 
 def _best(value: Callable[[RankPath], float], widths: Many[int], nodes: int) -> Template:

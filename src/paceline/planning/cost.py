@@ -4,19 +4,50 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from itertools import accumulate
+from time import perf_counter
+
+from paceline.core.request import Sequence
+from paceline.core.tree import TokenTree
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 128)
 REFRESH = 32  # steps between two rebuilds of the interpolated table
 WEIGHT = 0.05  # of a new observation, for all sizes
 OWN_WEIGHT = 0.01  # and, beyond that, for its own size
+DOUBTS = 3  # steps that took less than half of what was thought, until sizes are probed again: disturbances only ever add time
+TRUST = 1000  # steps that probing again is good for at least
+PASSES = 2  # of probing: what disturbs the machine for a moment must not meet one size alone
+
+
+class StepWatch:
+    """Lets a cost model learn from the steps of the loop: a step lasts from its proposal to its verdict.
+
+    Args:
+        cost: of forwards.
+    """
+
+    def __init__(self, cost: ForwardCost) -> None:
+        self.cost = cost
+        self._rows = 0
+        self._begun = 0.0
+
+    def begin(self, sequences: Many[Sequence], trees: Many[TokenTree]) -> None:
+        """The trees were proposed. A step that reads a prompt beside them says nothing of their rows."""
+        fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
+        self._rows, self._begun = 0 if fresh else sum(map(len, trees)), perf_counter()
+
+    def end(self, trees: Many[TokenTree]) -> None:
+        """The trees were judged. Where somebody was preempted in between, nothing is learned."""
+        if self._rows and self._rows == sum(map(len, trees)):
+            self.cost.observe(self._rows, perf_counter() - self._begun)
 
 
 class ForwardCost:
     """Seconds of a forward with n rows.
 
     Args:
-        probe: measures a forward with n rows now; called once per size, at the first question.
+        probe: measures a forward with n rows now; called twice per size, at the first question.
         sizes: row counts that are probed; between them the cost is interpolated, beyond them extrapolated by the last slope.
     """
 
@@ -24,7 +55,10 @@ class ForwardCost:
         self._probe, self._sizes = probe, sizes
         self._seconds: list[float] = []
         self._table: list[float] = []
+        self._drift = 1.0  # what all sizes changed by since the table was built
         self._observed = 0
+        self._doubts = 0
+        self._trusted = 0  # steps observed before the next doubt counts
 
     def __call__(self, rows: int) -> float:
         """Seconds of a forward with `rows` rows."""
@@ -39,27 +73,36 @@ class ForwardCost:
         """Learn from a step that happened.
 
         Most of a deviation is the machine being faster or slower than when it was probed, which scales every size; a little of it is
-        this size being different. An outlier (another process, a garbage collection) counts at most double.
+        this size being different. An outlier (another process, a garbage collection) counts at most double. Steps much faster than is
+        thought possible mean that probing was disturbed: it is done again.
         """
         if not self._table:
             self._measure()
-        deviation = min(seconds / self(rows), 2.0) - 1
+        deviation = min(seconds / (self(rows) * self._drift), 2.0) - 1
         common = 1 + WEIGHT * deviation
+        self._drift *= common
         self._seconds = [known * common for known in self._seconds]
         self._seconds[min(bisect_left(self._sizes, rows), len(self._sizes) - 1)] *= 1 + OWN_WEIGHT * deviation
         self._observed += 1
+        self._doubts += deviation < -0.5
+        if self._doubts >= DOUBTS and self._observed >= self._trusted:
+            self._trusted = self._observed + TRUST
+            self._measure()
         if self._observed % REFRESH == 0:
             self._rebuild()
 
     def _measure(self) -> None:
-        probed = [self._probe(size) for size in self._sizes]
+        passes = [[self._probe(size) for size in self._sizes] for _ in range(PASSES)]
+        probed = [min(seconds) for seconds in zip(*passes, strict=True)]
         # Interruptions only ever add time: what fewer rows took longer than more rows is noise.
         self._seconds = list(accumulate(reversed(probed), min))[::-1]
+        self._doubts = 0
         self._rebuild()
 
     def _rebuild(self) -> None:
         """Interpolate. What is learned of a size holds for larger ones at least."""
         self._seconds = list(accumulate(self._seconds, max))
+        self._drift = 1.0
         table = [0.0]
         for (low, high), (fast, slow) in zip(
             zip((0, *self._sizes), self._sizes, strict=False), zip((0.0, *self._seconds), self._seconds, strict=False), strict=True

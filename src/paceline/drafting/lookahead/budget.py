@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from itertools import accumulate
 
 from paceline.drafting.lookahead.select import Picked
 from paceline.drafting.lookahead.trie import KINDS
@@ -86,16 +87,20 @@ def worthwhile(reaches: Many[Many[float]], roots: int, cost: Callable[[int], flo
     Returns:
         Per sequence, per node, whether to send it.
     """
-    chances = [(-chance, tree, node) for tree, found in enumerate(reaches) for node, chance in enumerate(found) if chance > NEGLIGIBLE]
-    chances.sort()
+    flat = [chance for found in reaches for chance in found]
+    order = sorted(range(len(flat)), key=flat.__getitem__, reverse=True)  # stable: among equals, parents first
     gain = float(roots)
     best, most = gain / cost(roots), 0
-    for sent, (chance, _, _) in enumerate(chances, start=1):
-        gain -= chance
+    for sent, place in enumerate(order, start=1):
+        chance = flat[place]
+        if chance <= NEGLIGIBLE:
+            break
+        gain += chance
         rate = gain / cost(roots + sent)
         if rate > best * CLEARLY:
             best, most = rate, sent
-    keep = [[False] * len(found) for found in reaches]
-    for _, tree, node in chances[:most]:
-        keep[tree][node] = True
-    return keep
+    marks = [False] * len(flat)
+    for place in order[:most]:
+        marks[place] = True
+    ends = list(accumulate(map(len, reaches)))
+    return [marks[end - len(found) : end] for found, end in zip(reaches, ends, strict=True)]

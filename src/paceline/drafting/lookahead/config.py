@@ -10,11 +10,11 @@ from paceline.core.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class LookaheadConfig:
-    """Options of Lookahead, with the defaults of its paper's code.
+    """Options of Lookahead. Defaults are those of its paper's code but where decision 0013 says otherwise.
 
     Args:
-        mode: `hier` a tree, `par` its branches side by side without sharing, `one` the best branch; `_mix` drafts from prompt and earlier
-            outputs, `_input` from the prompt alone, `_output` from earlier outputs alone.
+        mode: `hier` a tree, `par` its branches side by side without sharing, `one` the best branch; `_mix` drafts from the request
+            itself (prompt and what was answered so far) and from all outputs, `_input` from the prompt alone, `_output` from outputs alone.
         decoding_length: rows of a step that one forward judges, roots included; shared by the sequences of a batch.
         branch_length: deepest draft below the pending token.
         max_query: most recent tokens looked up, longest suffix first.
@@ -38,8 +38,8 @@ class LookaheadConfig:
         "hier_mix"
     )
     decoding_length: int = 64
-    branch_length: int = 12
-    max_query: int = 2
+    branch_length: int = 16
+    max_query: int = 4
     budget: Literal["fixed", "critical", "measured"] = "measured"
     store: Literal["trie", "table"] = "trie"
     output_weight: float = 1e-4
@@ -73,6 +73,11 @@ class LookaheadConfig:
             raise UsageError(f"lookahead: stop_words={self.stop_words!r} must be ids joined by x, as in 13x198") from None
         if any(word < 0 for word in words):
             raise UsageError(f"lookahead: stop_words={self.stop_words!r} must not be negative")
+
+    @property
+    def most_draft(self) -> int:
+        """Nodes of the largest draft."""
+        return self.decoding_length - 1
 
     @property
     def shape(self) -> str:

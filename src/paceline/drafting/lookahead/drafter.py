@@ -17,11 +17,14 @@ from paceline.drafting.lookahead.budget import Record, critical_length, worthwhi
 from paceline.drafting.lookahead.config import LookaheadConfig
 from paceline.drafting.lookahead.forest_file import Store, read_forest, write_forest
 from paceline.drafting.lookahead.select import Picked, best_branch, best_first, mixed, side_by_side
-from paceline.drafting.lookahead.trie import Forest, Node, segments
-from paceline.planning.cost import ForwardCost
+from paceline.drafting.lookahead.trie import SURE, Forest, Place, segments
+from paceline.planning.cost import ForwardCost, StepWatch
 
 NOTHING = Picked()
 PATIENCE = 8  # idle steps after which only the longest suffix is looked up, but for every eighth step
+DOUBT = 32  # idle steps after which likely candidates are sent although they seem too dear: the cost of rows may be misjudged
+LIKELY = 0.5
+RECENT = 0  # stands for the length of the query where candidates come from output that is not inserted yet
 
 
 @dataclass(slots=True)
@@ -59,6 +62,7 @@ class Lookahead:
         self.stores: dict[str, Store] = {}
         self._stops = config.stops
         self._rows: dict[int, Row] = {}
+        self._watch = StepWatch(self.cost)
         self._preempted: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
         if config.forest:
             self.load(Path(config.forest))
@@ -88,6 +92,9 @@ class Lookahead:
         if self.config.budget == "measured" and any(found):
             reaches = [self.record.reaches(picked, self._row(sequence).query) for sequence, picked in zip(sequences, found, strict=True)]
             keep = worthwhile(reaches, len(sequences), self.cost)
+            for at, sequence in enumerate(sequences):
+                if self._row(sequence).idle % DOUBT == DOUBT - 1 and not any(keep[at]):
+                    keep[at] = [chance >= LIKELY for chance in reaches[at]]
             found = [picked.kept(marks) for picked, marks in zip(found, keep, strict=True)]
         if self.config.budget == "measured":
             for sequence, picked in zip(sequences, found, strict=True):
@@ -95,10 +102,14 @@ class Lookahead:
                 row.idle = 0 if picked else row.idle + 1
         if self.config.shape == "par":
             found = [side_by_side(picked, len(picked)) for picked in found]
-        return [picked.tree(sequence.tokens[-1]) for sequence, picked in zip(sequences, found, strict=True)]
+        trees = [picked.tree(sequence.tokens[-1]) for sequence, picked in zip(sequences, found, strict=True)]
+        self._watch.begin(sequences, trees)
+        return trees
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
-        """Learn which candidates were right, note new output, and insert a bounded part of what was noted."""
+        """Learn what the step cost and which candidates were right, note new output, and insert a bounded part of what was noted."""
+        if self.config.budget != "fixed":
+            self._watch.end(trees)
         stores: dict[int, Store] = {}
         for sequence, verdict in zip(sequences, verdicts, strict=True):
             row = self._rows.get(sequence.uid)
@@ -137,6 +148,13 @@ class Lookahead:
         store = self._scoped(scope or self.config.scope)
         for segment in segments(tokens, self.eos):
             store.add(segment, 0, len(segment), self._stops)
+
+    def forget(self) -> None:
+        """Forget all outputs but those of the option `forest`, and how often candidates were right. Only while nothing runs."""
+        self.stores = {}
+        self.record = Record(self.config.max_query)
+        if self.config.forest:
+            self.load(Path(self.config.forest))
 
     def load(self, path: Path) -> None:
         """Take over the scopes of a file written by `save`; a scope that both have is the file's.
@@ -184,19 +202,34 @@ class Lookahead:
                 best, size = picked, length
             if len(best) >= min(self.config.branch_length, nodes, depth):
                 break
-        return best.in_preorder(), size
+        if size < longest and self.config.source != "input":
+            recent = self._recent(sequence, row, min(nodes, depth))
+            if recent:
+                return recent, RECENT
+        return best, size
 
-    def _pick(self, prompt: Node | None, outputs: Node | None, nodes: int, depth: int) -> Picked:
+    def _recent(self, sequence: Sequence, row: Row, length: int) -> Picked:
+        """What followed the last two tokens in output too young to be inserted, taken to repeat with that period."""
+        tokens = sequence.tokens
+        end = len(tokens) - 1
+        for at in range(end - 1, max(row.inserted, 0), -1):
+            if tokens[at] == tokens[end] and tokens[at - 1] == tokens[end - 1]:
+                copied = [tokens[at + 1 + step % (end - at)] for step in range(length)]
+                stop = next((step for step, token in enumerate(copied) if token in self.eos), length)
+                return Picked(copied[:stop], list(range(-1, stop - 1)), [SURE] * stop)
+        return NOTHING
+
+    def _pick(self, prompt: Place | None, outputs: Place | None, nodes: int, depth: int) -> Picked:
         """The best candidates below the place that a query led to in each source."""
         config = self.config
         only = prompt or outputs
         if only is None:
             return NOTHING
         if config.shape == "one":
-            first = prompt if prompt is not None and prompt.below else outputs or only  # as in a tree, the prompt ranks first
+            first = prompt if prompt is not None and prompt.ranking() else outputs or only  # as in a tree, the prompt ranks first
             return best_branch(first, min(nodes, depth))
         if prompt is None or outputs is None:
-            return best_first(only, nodes, depth)
+            return best_first(only.ranking(), nodes, depth).picked()
         reserve = (int(config.reserve_input * nodes), int(config.reserve_output * nodes))
         return mixed(prompt, outputs, config.output_weight, nodes, depth, reserve)
 
@@ -206,7 +239,7 @@ class Lookahead:
             prompt = None
             if self.config.source != "output" and self.config.store == "trie":
                 prompt = Forest(self.config.stored_length, self.config.max_node)
-                for segment in segments(sequence.request.ids, self.eos):
+                for segment in segments(sequence.request.prompt, self.eos):
                     prompt.add(segment, 0, len(segment))
             # The last prompt token roots an output: what an answer begins with is learned too, and nothing else of the prompt.
             row = Row(prompt, self._preempted.pop(sequence, sequence.prompt_length - 1))
@@ -224,7 +257,10 @@ class Lookahead:
         at = start - lead
         for segment in _placed(text, self.eos):
             first = segment[0] + at
-            store.add(segment[1], start - first if start > first else 0, stop - first, self._stops)
+            begin = start - first if start > first else 0
+            store.add(segment[1], begin, stop - first, self._stops)
+            if row.prompt is not None:
+                row.prompt.add(segment[1], begin, stop - first)
 
     def _store(self, sequence: Sequence) -> Store:
         return self._scoped(sequence.request.tenant or self.config.scope)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from paceline.core.errors import UsageError
 from paceline.drafting.lookahead.branch_table import BranchTable
-from paceline.drafting.lookahead.trie import Forest, Node, Tree
+from paceline.drafting.lookahead.trie import Branch, Forest, Tree
 
 Store: TypeAlias = Forest | BranchTable
 Arrays: TypeAlias = "dict[str, npt.NDArray[Any]]"
@@ -77,19 +77,20 @@ def read_forest(path: Path, new_store: Callable[[], Store], vocabulary: int) -> 
 
 
 def _pack_trie(forest: Forest) -> Arrays:
-    """Nodes of all trees, parents before children, siblings in insertion order."""
+    """Tokens of all trees one by one, parents before children, siblings in insertion order."""
     token: list[int] = []
     parent: list[int] = []
     freq: list[float] = []
     for name, tree in forest.trees.items():
-        stack: list[tuple[int, int, Node]] = [(name, ROOT, tree.root)]
+        stack: list[tuple[tuple[int, ...], int, Branch]] = [((name,), ROOT, tree.root)]
         while stack:
-            at, above, node = stack.pop()
-            here = len(token)
-            token.append(at)
-            parent.append(above)
-            freq.append(node.freq)
-            stack.extend((below, here, child) for below, child in reversed(node.below.items()))
+            tokens, above, branch = stack.pop()
+            first = len(token)
+            token.extend(tokens)
+            parent.extend((above, *range(first, first + len(tokens) - 1)))
+            freq.extend([branch.freq] * len(tokens))
+            below = () if branch.below is None else reversed(branch.below.values())
+            stack.extend((child.tokens, len(token) - 1, child) for child in below)
     return {"token": np.array(token, np.int32), "parent": np.array(parent, np.int64), "freq": np.array(freq, np.float64)}
 
 
@@ -129,19 +130,36 @@ def _unpack(store: Store, part: Arrays, vocabulary: int) -> Store:
         raise ValueError("ids or counts out of range")
     if (parent >= np.arange(len(parent))).any() or (parent < ROOT).any():
         raise ValueError("a node stands before its parent")
-    nodes: list[Node] = []
-    tree_of: list[Tree] = []
-    for at, above, count in zip(token.tolist(), parent.tolist(), freq.tolist(), strict=True):
-        if at in (store.trees if above == ROOT else nodes[above].below):
-            raise ValueError("a token stands twice at one place")
-        if above == ROOT:
-            tree = store.trees[at] = Tree()
-            node = tree.root
-            node.freq = count
-        else:
-            tree = tree_of[above]
-            node = nodes[above].below[at] = Node(count)
-            tree.size += 1
-        nodes.append(node)
-        tree_of.append(tree)
-    return store
+    return _plant(store, token.tolist(), parent.tolist(), freq.tolist())
+
+
+def _plant(forest: Forest, token: list[int], parent: list[int], freq: list[float]) -> Forest:
+    """Trees from their tokens one by one; stretches without alternatives become one branch again.
+
+    Raises:
+        ValueError: if a token stands twice at one place.
+    """
+    below: list[list[int]] = [[] for _ in range(len(token) + 1)]  # the last entry belongs to the roots
+    for node, above in enumerate(parent):
+        below[above].append(node)
+    if any(len({token[node] for node in siblings}) < len(siblings) for siblings in below):
+        raise ValueError("a token stands twice at one place")
+    for root in below[ROOT]:
+        tree = forest.trees[token[root]] = Tree()
+        tree.root.freq = freq[root]
+        stack = [(tree.root, root)]
+        while stack:
+            branch, end = stack.pop()
+            for node in below[end]:
+                tokens, last = [token[node]], node
+                while len(below[last]) == 1 and freq[below[last][0]] == freq[last]:
+                    (last,) = below[last]
+                    tokens.append(token[last])
+                child = Branch(tuple(tokens), 0, len(tokens), freq[node])
+                if branch.below is None:
+                    branch.below = {}
+                branch.below[token[node]] = child
+                tree.size += len(tokens)
+                tree.branches += 1
+                stack.append((child, last))
+    return forest

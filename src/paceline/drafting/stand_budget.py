@@ -1,0 +1,101 @@
+"""Which draws STAND makes: those that bring more tokens per second than their row costs, down to none where nothing repeats.
+
+A draw is worth making if its chance to be accepted is larger than the tokens that the time of its row would bring otherwise: the present
+speed times the marginal cost of a row. Chances are measured by kind: the length of the context that was found, how many siblings were drawn
+before, and how decided the remembered law is. All of it is known before the value of the draw, so that sampling stays exact.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+MEMORY = 128  # judged draws that an estimate remembers
+FIRST = 3.0  # judged draws that the first guess weighs
+PEAKS = (0.3, 0.6, 0.85, 0.97)  # how decided a law is: probability of its likeliest token, or of what was not drawn yet
+RANKS = 3  # first draws, second ones, and all later ones
+EAGER = 0.5  # of the chance that pays at once: a draw teaches what such draws are worth, and later levels hang on it
+SPEED = 0.05  # weight of a step in the measured speed
+SPAN = 4  # rows that the marginal cost is taken over: single rows cost nothing or much, as kernels have it
+FEW, SELDOM = 8, 128  # steps without a draw after which the likeliest is made anyway; twice as many each time that it fails
+
+
+class Prospects:
+    """Chances of draws, and the least chance that pays.
+
+    Args:
+        cost: seconds of a forward with n rows.
+        longest: length of the longest context.
+        copied: length of the longest suffix that a copy rests on.
+    """
+
+    def __init__(self, cost: Callable[[int], float], longest: int, copied: int = 0) -> None:
+        self.cost, self.longest = cost, longest
+        bins = len(PEAKS) + 1
+        drawn = [0.15 + 0.6 * (at % bins) / bins if at // bins % RANKS == 0 else 0.15 for at in range((longest + 1) * RANKS * bins)]
+        self._rates = drawn + [0.6] * (copied * RANKS * bins)
+        self._seen = [FIRST] * len(self._rates)
+        self._tokens, self._seconds = 1.0, cost(1)
+
+    @staticmethod
+    def kind(length: int, rank: int, peak: float) -> int:
+        """Class of a draw.
+
+        Args:
+            length: of the context that was found.
+            rank: siblings drawn before.
+            peak: probability of the likeliest token for a first draw, of all that is left for later ones.
+        """
+        return (length * RANKS + min(rank, RANKS - 1)) * (len(PEAKS) + 1) + bisect_right(PEAKS, peak)
+
+    def copied(self, suffix: int, depth: int) -> int:
+        """Class of a copied token.
+
+        Args:
+            suffix: length of what the copy rests on.
+            depth: tokens copied before.
+        """
+        return (self.longest + suffix) * RANKS * (len(PEAKS) + 1) + min(depth, len(PEAKS))
+
+    def chance(self, kind: int) -> float:
+        """Measured share of such draws that were accepted once they were judged."""
+        return self._rates[kind]
+
+    def least(self, rows: int) -> float:
+        """The chance below which a further row does not pay, in a forward that has so many already."""
+        return EAGER * self._tokens / self._seconds * (self.cost(rows + SPAN) - self.cost(rows)) / SPAN
+
+    def judged(self, kind: int, accepted: bool) -> None:
+        """A draw was judged."""
+        seen = self._seen[kind] = min(self._seen[kind] + 1, MEMORY)
+        self._rates[kind] += (accepted - self._rates[kind]) / seen
+
+    def stepped(self, rows: int, tokens: int) -> None:
+        """A step brought so many tokens: the speed that further rows are weighed against."""
+        self._tokens += SPEED * (tokens - self._tokens)
+        self._seconds += SPEED * (self.cost(rows) - self._seconds)
+
+
+class Patience:
+    """Of one sequence: lets a draw be made now and then although none seems to pay, for what is never tried is never seen to pay."""
+
+    __slots__ = ("idle", "pause", "trying")
+
+    def __init__(self) -> None:
+        self.idle, self.pause, self.trying = 0, FEW, False
+
+    def due(self) -> bool:
+        """Whether this step should try. To be asked in steps that would send nothing."""
+        self.idle += 1
+        self.trying = self.idle >= self.pause
+        return self.trying
+
+    def judged(self, drawn: bool, accepted: bool) -> None:
+        """The step is over."""
+        if accepted:
+            self.pause = FEW
+        elif drawn and self.trying:
+            self.pause = min(SELDOM, 2 * self.pause)
+        if drawn:
+            self.idle = 0
+        self.trying = False

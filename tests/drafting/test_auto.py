@@ -1,0 +1,126 @@
+"""The choice among drafters: it finds the fastest, notices when that changes, and pays little for asking."""
+
+from __future__ import annotations
+
+import pytest
+
+from paceline.core.batch import NO_TAPS, Taps
+from paceline.core.request import Request, Sequence
+from paceline.core.tree import TokenTree
+from paceline.core.verdict import Verdict
+from paceline.drafting import auto
+from paceline.drafting.auto import BURST, LATE, SOON, TRIAL, Auto
+from paceline.drafting.base import DraftLimits
+
+MANY = DraftLimits(64, 64)
+
+
+class Clock:
+    """Time that passes only when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(auto, "perf_counter", clock)
+    return clock
+
+
+class Scripted:
+    """A drafter whose steps take a given time and make a given number of tokens."""
+
+    taps = NO_TAPS
+
+    def __init__(self, seconds: float, tokens: int) -> None:
+        self.seconds, self.tokens, self.steps, self.released, self.forgotten = seconds, tokens, 0, 0, 0
+
+    def propose(self, sequences, limits):  # type: ignore[no-untyped-def]
+        self.steps += 1
+        return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
+
+    def observe(self, sequences, trees, verdicts, taps) -> None:  # type: ignore[no-untyped-def]
+        """Nothing to learn."""
+
+    def release(self, sequence: Sequence) -> None:
+        self.released += 1
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+    def memory_bytes(self) -> int:
+        return 7
+
+
+def run(chooser: Auto, clock: Clock, steps: int, batch: int = 1) -> list[int]:
+    """Which part ran at each step."""
+    members = [Sequence(uid, Request((1, 2), max_tokens=10**6)) for uid in range(batch)]
+    for member in members:
+        member.tokens.append(3)
+    ran = []
+    for _ in range(steps):
+        trees = chooser.propose(members, [MANY] * batch)
+        part = chooser.parts[chooser._running]
+        ran.append(chooser._running)
+        clock.now += part.seconds  # type: ignore[attr-defined]
+        chooser.observe(members, trees, [Verdict((), (5,) * part.tokens)] * batch, Taps())  # type: ignore[attr-defined]
+    return ran
+
+
+def test_the_part_with_the_most_tokens_per_second_runs(clock: Clock) -> None:
+    slow, fast = Scripted(1.0, 2), Scripted(0.5, 2)
+    ran = run(Auto([slow, fast]), clock, 1000)
+    assert ran.count(1) > 950 - TRIAL
+    assert run(Auto([fast, slow]), clock, 1000).count(0) > 950 - TRIAL
+
+
+def test_trials_of_the_slower_part_become_rare(clock: Clock) -> None:
+    ran = run(Auto([Scripted(1.0, 2), Scripted(1.2, 2)]), clock, 20_000)
+    assert 0 < ran[1000:].count(1) < 0.005 * len(ran)
+    assert ran[-LATE - 2 * BURST :].count(1) > 0, "it is never given up"
+
+
+def test_a_change_is_noticed(clock: Clock) -> None:
+    first, second = Scripted(1.0, 1), Scripted(2.0, 1)
+    chooser = Auto([first, second])
+    run(chooser, clock, 300)
+    first.seconds = 4.0  # as when a workload begins that the other drafter knows
+    ran = run(chooser, clock, 2000)
+    assert ran[500:].count(1) > 1400
+
+
+def test_sizes_of_the_batch_are_judged_apart(clock: Clock) -> None:
+    pays_alone, pays_together = Scripted(1.0, 3), Scripted(1.0, 2)
+    chooser = Auto([pays_alone, pays_together])
+    run(chooser, clock, 200)
+    pays_alone.tokens = 1  # with many sequences there is no room for its drafts
+    assert run(chooser, clock, 200, batch=8)[2 * TRIAL + 4 :].count(1) > 150
+    pays_alone.tokens = 3
+    assert run(chooser, clock, SOON // 2)[BURST:].count(0) > SOON // 2 - 2 * BURST, "what is known of batch 1 still holds"
+
+
+def test_a_step_that_reads_a_prompt_or_follows_a_change_is_not_counted(clock: Clock) -> None:
+    part, other = Scripted(1.0, 1), Scripted(1.0, 1)
+    chooser = Auto([part, other])
+    fresh = Sequence(0, Request((1, 2), max_tokens=10))
+    trees = chooser.propose([fresh], [MANY])
+    clock.now += 100.0
+    chooser.observe([fresh], trees, [Verdict((), (5,))], Taps())
+    assert chooser._rates[1][0].steps == 0
+    run(chooser, clock, 2 * TRIAL + 4)
+    assert 0 < chooser._rates[1][1].steps < other.steps
+    assert all(rate.value == pytest.approx(1.0) for rate in chooser._rates[1])
+
+
+def test_every_part_is_released_forgets_and_is_counted(clock: Clock) -> None:
+    parts = [Scripted(1.0, 1), Scripted(1.0, 1)]
+    chooser = Auto(parts)
+    chooser.release(Sequence(0, Request((1, 2))))
+    chooser.forget()
+    assert [(part.released, part.forgotten) for part in parts] == [(1, 1)] * 2
+    assert chooser.memory_bytes() == 14
