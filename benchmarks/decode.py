@@ -1,11 +1,13 @@
 """Tokens per second of every method on real input, beside plain decoding, transformers and llama.cpp on the same weights.
 
-    python benchmarks/decode.py --json benchmarks/results     # everything: about half an hour on two cores
+    python benchmarks/decode.py --json benchmarks/results     # everything: about six minutes on two cores
     python benchmarks/decode.py --quick                       # two workloads, few tokens: about a minute
 
-Defaults: pocket-code with pocket-code-draft, completion, edit, structured, long and undraftable prompts, batch 1 and 8, five rounds in
-which contenders take turns. What to expect at batch 1, greedy completion: the best method at least twice as fast as plain decoding, and
-`auto` never more than 3 % slower than it, even on text that cannot be drafted. Run on a quiet machine.
+Defaults: pocket-code with pocket-code-draft; completion, edit, structured, undraftable prompts and best-of-8; batch 1, 4, 8 and 16; three
+rounds in which contenders take turns. Methods that remember text are measured from empty memory and, as `(warm)`, after answering other
+prompts; a cell's `speedup` below 1 says where speculation stops paying. What to expect at batch 1, greedy completion: the best method at
+least twice as fast as plain decoding, and `auto` never more than 3 % slower than it, even on text that cannot be drafted. Run on a quiet
+machine.
 """
 
 from __future__ import annotations
@@ -22,18 +24,20 @@ from paceline.bench.suite import BenchSettings, run_bench, split_methods, standa
 from paceline.bench.tables import bench_table
 from paceline.core.errors import PacelineError
 
-METHODS = "prompt-lookup,draft-model,draft-model:length=2,auto"
+METHODS = "prompt-lookup,draft-model:length=2,lookahead,stand,auto"
+WORKLOADS = "completion,edit,structured,undraftable,best-of-8"
 
 
 def main(
     model: Annotated[str, typer.Argument(help="pocket model, checkpoint folder or Hub id")] = "pocket-code",
     draft: Annotated[str, typer.Option(help="draft model; empty for none")] = "pocket-code-draft",
     methods: Annotated[str, typer.Option(help="separated by commas")] = METHODS,
-    workloads: Annotated[str, typer.Option(help="separated by commas; empty for all")] = "",
-    batch: Annotated[str, typer.Option(help="batch sizes, separated by commas")] = "1,8",
-    prompts: Annotated[int, typer.Option(help="per workload")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="per prompt")] = 128,
-    repeats: Annotated[int, typer.Option(help="timed rounds")] = 5,
+    workloads: Annotated[str, typer.Option(help="separated by commas")] = WORKLOADS,
+    batch: Annotated[str, typer.Option(help="batch sizes, separated by commas")] = "1,4,8,16",
+    memory: Annotated[str, typer.Option(help="of methods that remember text: cold, warm, replay, separated by commas")] = "cold,warm",
+    prompts: Annotated[int, typer.Option(help="per workload; rounded up to whole batches")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="per prompt")] = 96,
+    repeats: Annotated[int, typer.Option(help="timed rounds")] = 3,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default what load chooses")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda")] = None,
     peers: Annotated[bool, typer.Option(help="measure transformers and llama.cpp too")] = True,
@@ -48,8 +52,9 @@ def main(
     try:
         settings = BenchSettings(
             methods=split_methods(methods),
-            workloads=tuple(filter(None, workloads.split(","))) or (("completion", "undraftable") if quick else None),
-            batches=tuple(int(size) for size in batch.split(",")),
+            workloads=("completion", "undraftable") if quick else tuple(workloads.split(",")),
+            batches=(1, 8) if quick else tuple(int(size) for size in batch.split(",")),
+            memories=tuple(memory.split(",")),  # type: ignore[arg-type]  # checked by the settings
             prompts=prompts,
             max_tokens=32 if quick else max_tokens,
             repeats=2 if quick else repeats,

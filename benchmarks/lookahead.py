@@ -1,6 +1,6 @@
 """Lookahead: tokens per forward from a cold, a prompt-only and a warm trie; tree, parallel and single branches; host time of a draft.
 
-    python benchmarks/lookahead.py pocket-code --json benchmarks/results   # everything: some minutes on two cores
+    python benchmarks/lookahead.py pocket-code --json benchmarks/results   # everything: about five minutes on two cores
     python benchmarks/lookahead.py FOLDER --quick                          # few prompts and tokens
 
 Two kinds of text. `templated`: 200 call patterns with slot values, of which half the prompts' siblings have been answered before (the warm
@@ -175,8 +175,8 @@ def measure(model: str, count: int, warm_count: int, max_tokens: int, length: in
 
 def main(
     model: Annotated[str, typer.Argument(help="pocket model, checkpoint folder or Hub id")] = "pocket-code",
-    prompts: Annotated[int, typer.Option(help="per kind of text")] = 100,
-    warm: Annotated[int, typer.Option(help="answers the warm trie has seen")] = 500,
+    prompts: Annotated[int, typer.Option(help="per kind of text")] = 40,
+    warm: Annotated[int, typer.Option(help="answers the warm trie has seen")] = 200,
     max_tokens: Annotated[int, typer.Option(help="per prompt")] = 64,
     decoding_length: Annotated[int, typer.Option(help="rows per forward")] = 64,
     repeats: Annotated[int, typer.Option(help="rounds in which contenders take turns")] = 3,

@@ -2,11 +2,12 @@
 
     python benchmarks/stand.py simulate --json benchmarks/results   # a random source instead of a model: two minutes
     python benchmarks/stand.py law                                  # 200,000 tokens against the source's law: a minute
-    python benchmarks/stand.py samples --json benchmarks/results    # pocket-code, best of 4, 8, 16, beside other methods: an hour
+    python benchmarks/stand.py samples --json benchmarks/results    # pocket-code, best of 8, beside other methods: five minutes
     python benchmarks/stand.py template --out tree.json             # measure a draft tree; use it with stand:template=tree.json
 
-What to expect: tokens per step grow with the number of trajectories, and drawn drafts beat chosen ones at the same table; `samples` shows
-the same on a model. Every method starts with empty memory in every round, and all draw the same number of trajectories.
+Each takes --quick, for a look at it. What to expect: tokens per step grow with the number of trajectories, and drawn drafts beat chosen
+ones at the same table; `samples` shows the same on a model. Every method starts with empty memory in every round, and all draw the same
+number of trajectories. Between the problems of a round, `stand` keeps nothing (scope=problem); `lookahead` keeps all outputs.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from paceline.bench.machine import describe_machine, machine_slug
 from paceline.bench.markov_source import MarkovSource, trajectories
-from paceline.bench.report import Column, Record, render_table
-from paceline.bench.runner import Cell, run_cell
-from paceline.bench.workloads_samples import SamplesContender, draw_samples, find_samples_workloads, tokens_per_forward_by_trajectory
+from paceline.bench.report import Column, Record, command_line, public_name, render_table
+from paceline.bench.runner import Cell, MethodContender, draw_samples, run_cell, tokens_per_forward_by_trajectory
+from paceline.bench.workloads import find_workloads
 from paceline.core.errors import PacelineError
 from paceline.core.sampling import Sampling
-from paceline.drafting.stand import Stand, StandConfig
+from paceline.drafting.base import memories
+from paceline.drafting.stand import Stand
+from paceline.drafting.stand_config import StandConfig
 from paceline.drafting.stand_template import Template, initial_template, optimise_template
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.engine.loop import Engine, EngineConfig
 
-METHODS = "none;prompt-lookup;stand;stand:stochastic=false;stand:scope=request"
+METHODS = "none;lookahead;stand;stand:budget=fixed;stand:stochastic=false;stand:scope=request"
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(width=160)
 Json = Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")]
+Quick = Annotated[bool, typer.Option(help="little of everything, for a look at it")]
 Seed = Annotated[int, typer.Option(help="of source, prompts and sampling")]
 
 
@@ -55,10 +60,13 @@ def simulate(
     samples: Annotated[int, typer.Option(help="trajectories per source")] = 16,
     tokens: Annotated[int, typer.Option(help="per trajectory")] = 400,
     sources: Annotated[int, typer.Option(help="random sources")] = 5,
+    quick: Quick = False,
     json: Json = None,
     seed: Seed = 0,
 ) -> None:
     """Tokens per step of each trajectory on second-order sources with 40 tokens, 5 per context; tree 4-2-1-1-1."""
+    if quick:
+        samples, tokens, sources = 4, 100, 1
     rows: list[dict[str, Any]] = []
     for label, stochastic in (("drawn", True), ("chosen", False)):
         steps = [0] * samples
@@ -76,10 +84,13 @@ def simulate(
 @app.command()
 def law(
     tokens: Annotated[int, typer.Option(help="per setting")] = 200_000,
+    quick: Quick = False,
     json: Json = None,
     seed: Seed = 0,
 ) -> None:
     """Chi-square of 3-grams from the whole drafting and judging loop against the law of the source."""
+    if quick:
+        tokens = 5000
     rows: list[dict[str, Any]] = []
     for name, config, sampling in (
         ("temperature 1", StandConfig(nodes=8), Sampling(temperature=1.0)),
@@ -102,27 +113,33 @@ def law(
 def samples(
     model: Annotated[str, typer.Argument(help="pocket model, checkpoint folder or Hub id")] = "pocket-code",
     methods: Annotated[str, typer.Option(help="separated by semicolons")] = METHODS,
-    workloads: Annotated[str, typer.Option(help="separated by commas; empty for all")] = "",
+    workloads: Annotated[str, typer.Option(help="separated by commas")] = "best-of-8",
     batch: Annotated[str, typer.Option(help="trajectories decoded together, separated by commas")] = "1,8",
-    prompts: Annotated[int, typer.Option(help="per workload")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="per trajectory")] = 128,
+    prompts: Annotated[int, typer.Option(help="per workload")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="per trajectory")] = 96,
     repeats: Annotated[int, typer.Option(help="timed rounds")] = 3,
+    quick: Quick = False,
     json: Json = None,
     seed: Seed = 0,
 ) -> None:
     """Speed of every method on many samples of each prompt, from empty memory."""
+    if quick:
+        prompts, max_tokens, repeats = 1, 24, 1
     weights = load(model, "none", prefix_cache=False)
     rows: list[dict[str, Any]] = []
-    for workload in find_samples_workloads(list(filter(None, workloads.split(","))) or None):
-        ids = _prompts(weights, workload.prompts.prompts, prompts, max_tokens, seed)
+    for workload in find_workloads(workloads.split(",")):
+        ids = _prompts(weights, workload.prompts, prompts, max_tokens, seed)
+        engines = {name: load(weights, name, prefix_cache=False) for name in methods.split(";")}
+        contenders = [MethodContender(name, llm) for name, llm in engines.items()]
         for size in map(int, batch.split(",")):
-            contenders = [SamplesContender(name, _maker(weights, name), workload.samples) for name in methods.split(";")]
-            rows.extend(run_cell(Cell(workload.name, ids, workload.sampling, max_tokens, size, repeats), contenders))
-        for contender in contenders:
-            llm = contender.fresh()
+            cell = Cell(workload.name, ids, workload.sampling, max_tokens, size, repeats, samples=workload.samples, coupled=False)
+            rows.extend(run_cell(cell, contenders))
+        for name, llm in engines.items():
+            for part in memories(llm.engine.drafter):
+                part.forget()
             groups = [draw_samples(llm, prompt, workload.sampling, max_tokens, workload.samples, 1) for prompt in ids]
             speeds = tokens_per_forward_by_trajectory(groups)
-            rows.append({"workload": workload.name, "batch": 1, "method": contender.name, "by_trajectory": speeds})
+            rows.append({"workload": workload.name, "batch": 1, "method": name, "by_trajectory": speeds})
     names = ("batch", "tokens_per_second", "speedup", "tokens_per_forward")
     columns = [Column("workload", "workload", False), Column("method", "method", False), *(Column(name, name) for name in names)]
     columns.append(Column("tokens per forward by trajectory", lambda row: " ".join(f"{x:.2f}" for x in row.get("by_trajectory", ()))))
@@ -134,28 +151,30 @@ def samples(
 def template(
     model: Annotated[str, typer.Argument(help="pocket model, checkpoint folder or Hub id")] = "pocket-code",
     size: Annotated[int, typer.Option(help="nodes to keep")] = 80,
-    prompts: Annotated[int, typer.Option(help="held-out files")] = 30,
+    prompts: Annotated[int, typer.Option(help="held-out files")] = 20,
     trajectory_count: Annotated[int, typer.Option("--samples", help="trajectories per file")] = 4,
-    max_tokens: Annotated[int, typer.Option(help="per trajectory")] = 128,
+    max_tokens: Annotated[int, typer.Option(help="per trajectory")] = 96,
+    initial: Annotated[int, typer.Option(help="nodes of the tree that is drafted with")] = 625,
+    skip: Annotated[int, typer.Option(help="held-out files left out: those that benchmarks are run on")] = 32,
     out: Annotated[Path, typer.Option(help="template file to write")] = Path("stand-template.json"),
+    quick: Quick = False,
     seed: Seed = 0,
 ) -> None:
-    """Draft with the initial tree of 625 nodes, count accepted nodes, keep the most accepted."""
-    workload = find_samples_workloads(["best-of-4"])[0]
-    start = initial_template()
+    """Draft with a large tree, count accepted nodes, keep the most accepted."""
+    if quick:
+        prompts, trajectory_count, max_tokens = 1, 2, 24
+    (workload,) = find_workloads(["best-of-4"])
+    start = initial_template(initial)
     weights = load(model, "none", prefix_cache=False)
     drafter = Stand(StandConfig(record=True, nodes=len(start)), weights.engine.eos, start)
     engine = Engine(weights.runner, drafter, weights.engine.detokenizer, EngineConfig(max_draft=len(start)))
     llm = LLM(engine, weights.tokenizer, weights.ledger, weights.name, "stand")
-    for prompt in _prompts(llm, workload.prompts.prompts, prompts, max_tokens, seed):
+    for prompt in _prompts(llm, workload.prompts, skip + prompts, max_tokens, seed)[skip:]:
         draw_samples(llm, prompt, workload.sampling, max_tokens, trajectory_count, 1)
     measured = optimise_template(drafter.traces, size)
-    measured.save(out)
+    taken = {"model": public_name(model), "device": machine_slug(describe_machine()), "steps": len(drafter.traces)}
+    measured.save(out, taken | {"command": command_line()})
     console.print(f"{len(drafter.traces)} steps, {len(measured)} nodes, depth {measured.depth}; wrote {out}")
-
-
-def _maker(weights: LLM, method: str) -> Any:
-    return lambda: load(weights, method, prefix_cache=False)
 
 
 def _prompts(llm: LLM, make: Any, count: int, max_tokens: int, seed: int) -> list[tuple[int, ...]]:

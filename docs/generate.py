@@ -52,7 +52,9 @@ def _method(method: Method) -> str:
 
 
 def _options(config: Any) -> Iterator[str]:
-    meanings = _documented(inspect.getdoc(config) or "")
+    meanings: dict[str, str] = {}
+    for kind in reversed(config.__mro__):  # options that several methods share are documented once, in the class they inherit from
+        meanings |= _documented(inspect.cleandoc(kind.__doc__ or ""))
     for field in dataclasses.fields(config):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         shown = "required" if default is dataclasses.MISSING else f"`{default!r}`"

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from paceline.bench.workloads import SHAPES, WORKLOADS, edit_prompt, find_workloads, most_frequent_name
+from paceline.bench.workloads import SHAPES, USUAL, WORKLOADS, edit_prompt, find_workloads, most_frequent_name
 from paceline.core.errors import UsageError
 from paceline.core.sampling import Sampling
 from paceline.engine.prompts import Tokenizer
@@ -73,6 +73,6 @@ def test_structured_texts_are_valid_code_so_far() -> None:
 
 def test_unknown_workloads_are_named() -> None:
     assert [workload.name for workload in find_workloads(["long", "edit"])] == ["long", "edit"]
-    assert [workload.name for workload in find_workloads(None)] == list(WORKLOADS)
+    assert [workload.name for workload in find_workloads(None)] == list(USUAL)
     with pytest.raises(UsageError, match=r"unknown workload 'poetry'; known: completion"):
         find_workloads(["poetry"])

@@ -14,7 +14,7 @@ from rich.console import Console
 from paceline.bench.audit.toy import toy_decoder
 from paceline.bench.peers_base import PeerRun
 from paceline.bench.plots import plot_bench
-from paceline.bench.runner import Cell, PeerContender, Prompts, Sample, add_counts, decode_span, run_cell
+from paceline.bench.runner import Cell, PeerContender, Sample, add_counts, decode_span, run_cell
 from paceline.bench.suite import BenchSettings, run_bench, split_methods
 from paceline.bench.tables import bench_markdown, bench_table
 from paceline.core.errors import UsageError
@@ -32,7 +32,7 @@ class Clockwork:
     log: list[str]
     ids: list[list[int]] = field(default_factory=lambda: [[1, 2], [3, 4]])
 
-    def measure(self, prompts: Prompts, sampling: Sampling, max_tokens: int, batch: int) -> Sample:
+    def measure(self, cell: Cell) -> Sample:
         self.log.append(self.name)
         taken = self.seconds[sum(name == self.name for name in self.log) - 1]
         return Sample(
@@ -114,7 +114,7 @@ class EchoPeer:
 
 
 def test_peers_are_measured_alike() -> None:
-    sample = PeerContender(EchoPeer()).measure([(1, 2), (3,)], Sampling(), 5, 1)
+    sample = PeerContender(EchoPeer()).measure(Cell("w", [(1, 2), (3,)], Sampling(), 5, 1, 1))
     assert sample.token_ids == [[2] * 5, [3] * 5]
     assert sample.tokens_per_second == pytest.approx(8.0)
 
@@ -130,6 +130,7 @@ def test_bench_records_and_resumes(tmp_path: Path) -> None:
     assert [(row["batch"], row["method"]) for row in record.rows] == [(1, "none"), (1, "prompt-lookup"), (2, "none"), (2, "prompt-lookup")]
     assert all(row["identical_outputs"] == row["prompts"] == 2 for row in record.rows)
     assert all(row["output_tokens"] == 12 for row in record.rows)
+    assert {(row["memory"], row["samples"]) for row in record.rows} == {("cold", 1)}  # nothing here keeps text
     assert seen[-1][1:] == (8, 8)
     stored = json.loads(path.read_text())
     assert stored["rows"] == json.loads(json.dumps(record.rows))
@@ -139,11 +140,13 @@ def test_bench_records_and_resumes(tmp_path: Path) -> None:
     assert set(again) == {"undraftable, batch 1: kept", "undraftable, batch 2: kept"}
     assert kept.rows == stored["rows"]
 
-    wider = BenchSettings(("prompt-lookup", "auto"), ("undraftable",), (1, 2), 2, 6, 1)
+    wider = BenchSettings(("prompt-lookup", "auto"), ("undraftable",), (1, 2), prompts=2, max_tokens=6, repeats=1)
     more = run_bench(target, wider, out=path, resume=True)
     assert [row["method"] for row in more.rows] == ["none", "prompt-lookup", "auto"] * 2
     with pytest.raises(UsageError, match="max_tokens=6, not 7"):
-        run_bench(target, BenchSettings(("prompt-lookup",), ("undraftable",), (1,), 2, 7, 1), out=path, resume=True)
+        run_bench(
+            target, BenchSettings(("prompt-lookup",), ("undraftable",), (1,), prompts=2, max_tokens=7, repeats=1), out=path, resume=True
+        )
 
 
 def test_bench_with_a_peer_on_a_folder(llama_folder: Path) -> None:
@@ -158,7 +161,18 @@ def test_bench_with_a_peer_on_a_folder(llama_folder: Path) -> None:
         run_bench(toy_decoder(8), settings, peers=[peer])
 
 
-@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"max_tokens": 1}, {"batches": ()}, {"methods": ("magic",)}, {"workloads": ("poetry",)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"repeats": 0},
+        {"max_tokens": 1},
+        {"batches": ()},
+        {"methods": ("magic",)},
+        {"memories": ("lukewarm",)},
+        {"memories": ()},
+        {"workloads": ("poetry",)},
+    ],
+)
 def test_bad_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         BenchSettings(**wrong)

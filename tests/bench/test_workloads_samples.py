@@ -1,20 +1,16 @@
-"""Many samples of one prompt: different from each other, repeatable, measured from an empty table."""
+"""What methods remember when a round begins, and many samples of one prompt: measured from empty, warm, or replayed memory."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from paceline.bench.audit.toy import toy_decoder
-from paceline.bench.runner import Cell, run_cell
-from paceline.bench.workloads_samples import (
-    SAMPLES_WORKLOADS,
-    SamplesContender,
-    draw_samples,
-    find_samples_workloads,
-    tokens_per_forward_by_trajectory,
-)
-from paceline.core.errors import UsageError
+from paceline.bench.runner import Cell, MethodContender, Sample, draw_samples, run_cell, tokens_per_forward_by_trajectory
+from paceline.bench.suite import BenchSettings, run_bench
 from paceline.core.sampling import Sampling
+from paceline.drafting.base import memories
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 
@@ -45,26 +41,55 @@ def test_later_trajectories_profit_from_earlier_ones() -> None:
     assert sum(speeds[-3:]) > sum(speeds[:3])
 
 
-def test_every_measurement_starts_from_an_empty_table() -> None:
-    weights = engine("none")
-    methods = ("none", "stand:nodes=8")
-    made: list[LLM] = []
+CELL = Cell("w", [PROMPT, (4, 5, 4)], Sampling(), 24, 1, repeats=2, others=[(9, 1), (7, 7, 3)])
+MEMORIES = ("cold", "warm", "replay")
 
-    def fresh(method: str) -> LLM:
-        made.append(load(weights, method, device="cpu", kv_tokens=1000, prefix_cache=False))
-        return made[-1]
 
-    contenders = [SamplesContender(method, lambda method=method: fresh(method), 4) for method in methods]  # type: ignore[misc]
-    rows = run_cell(Cell("best-of-4", [PROMPT], SAMPLED, 10, 2, repeats=2), contenders)
-    assert len(made) == 6
-    assert [row["method"] for row in rows] == list(methods)
+def rounds(method: str, memory: str, count: int = 3, cell: Cell = CELL) -> list[Sample]:
+    contender = MethodContender(method, engine(method), memory)  # type: ignore[arg-type]
+    return [contender.measure(cell) for _ in range(count)]
+
+
+@pytest.mark.parametrize("method", ["lookahead:budget=fixed", "stand:scope=process,nodes=16,budget=fixed"])
+def test_cold_rounds_start_from_nothing_warm_ones_from_other_answers_and_replays_from_the_same(method: str) -> None:
+    first, *later = rounds(method, "cold")
+    assert all((found.forwards, found.drafted, found.token_ids) == (first.forwards, first.drafted, first.token_ids) for found in later)
+    warm, *again = rounds(method, "warm")
+    assert all((found.forwards, found.drafted) == (warm.forwards, warm.drafted) for found in again)  # no trace of the round before
+    assert warm.token_ids == first.token_ids
+    assert warm.drafted != first.drafted
+    cold, replay, _ = rounds(method, "replay")
+    assert (cold.forwards, cold.drafted) == (first.forwards, first.drafted)
+    assert replay.forwards < warm.forwards  # its own answers are the best hints there are
+
+
+def test_seconds_of_warming_up_are_not_measured() -> None:
+    cold, warm = (rounds("lookahead:budget=fixed", memory, 1)[0] for memory in ("cold", "warm"))
+    assert warm.tokens == cold.tokens
+    long = rounds("lookahead:budget=fixed", "warm", 1, replace(CELL, others=CELL.others * 20))[0]
+    assert long.seconds < 20 * warm.seconds
+
+
+def test_only_methods_that_keep_text_have_memories() -> None:
+    assert not memories(engine("none").engine.drafter)
+    assert not memories(engine("prompt-lookup").engine.drafter)
+    assert len(memories(engine("lookahead+prompt-lookup+stand").engine.drafter)) == 2
+
+
+def test_samples_of_a_prompt_are_rows_of_the_bench() -> None:
+    settings = BenchSettings(("lookahead", "stand:nodes=8"), ("undraftable",), (2,), memories=MEMORIES, prompts=2, max_tokens=8, repeats=1)
+    rows = run_bench(toy_decoder(16, seed=3), settings).rows
+    names = [f"{method}{state}" for method in ("lookahead", "stand:nodes=8") for state in ("", " (warm)", " (replay)")]
+    assert [row["method"] for row in rows] == ["none", *names]
+    assert [row["memory"] for row in rows] == ["cold", *MEMORIES, *MEMORIES]
+
+
+def test_every_contender_draws_the_same_number_of_samples() -> None:
+    cell = Cell("best-of-4", [PROMPT], SAMPLED, 10, 2, repeats=2, samples=4, coupled=False)
+    contenders = [MethodContender(method, engine(method)) for method in ("none", "stand:nodes=8")]
+    rows = run_cell(cell, contenders)
     assert all(row["output_tokens"] == 40 for row in rows)
-    first, second = (contenders[1].measure([PROMPT], SAMPLED, 10, 2) for _ in range(2))
+    assert all(row["samples"] == 4 for row in rows)
+    assert all("identical_outputs" not in row for row in rows)  # laws are equal here, not tokens
+    first, second = (contenders[1].measure(cell) for _ in range(2))
     assert (first.token_ids, first.forwards, first.drafted) == (second.token_ids, second.forwards, second.drafted)
-
-
-def test_unknown_workloads_are_named() -> None:
-    assert [workload.samples for workload in find_samples_workloads(["best-of-8"])] == [8]
-    assert [workload.name for workload in find_samples_workloads(None)] == list(SAMPLES_WORKLOADS)
-    with pytest.raises(UsageError, match=r"unknown workload 'best-of-3'; known: best-of-4"):
-        find_samples_workloads(["best-of-3"])

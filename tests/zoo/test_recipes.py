@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from paceline.core.errors import UsageError
+from paceline.models.nat import NatConfig, new_nat
+from paceline.zoo.editor import new_editor
 from paceline.zoo.network import new_network, parameter_count
-from paceline.zoo.recipes import RECIPES, build_order, recipe, smoke
+from paceline.zoo.recipes import RECIPES, EditRecipe, NatRecipe, Recipe, build_order, recipe, smoke
 
-MAX_PARAMETERS = 6_000_000  # 12 MB in bf16
+MAX_PARAMETERS = {Recipe: 6_000_000, EditRecipe: 3_500_000, NatRecipe: 2_620_000}  # 12, 7 and 5.2 MB in bf16
+
+
+def network_of(made: Recipe) -> nn.Module:
+    """The untrained network of a recipe."""
+    if isinstance(made, NatRecipe):
+        return new_nat(NatConfig(**made.shape), made.seed)  # type: ignore[arg-type]
+    return (new_editor if isinstance(made, EditRecipe) else new_network)(made.shape, made.seed)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_pocket_models_are_small_and_share_a_vocabulary(name: str) -> None:
     made = recipe(name)
-    assert parameter_count(new_network(made.shape, made.seed)) < MAX_PARAMETERS
-    assert made.shape["vocab_size"] == RECIPES["pocket-code"].shape["vocab_size"]
+    assert parameter_count(network_of(made)) < MAX_PARAMETERS[type(made)]
+    assert made.shape.get("vocab_size", made.shape.get("vocabulary")) == RECIPES["pocket-code"].shape["vocab_size"]
     assert made.phases[0].start == 0.0
-    assert max(phase.context for phase in made.phases) <= made.shape["max_position_embeddings"]
+    positions = made.shape.get("max_position_embeddings", made.shape.get("positions"))
+    assert max(phase.context for phase in made.phases) <= positions  # type: ignore[operator]
 
 
-def test_teachers_come_first() -> None:
-    for names in (["pocket-code-draft", "pocket-code"], None):
+def test_parents_come_first() -> None:
+    for names in (["pocket-edit-nat", "pocket-edit", "pocket-code-draft", "pocket-code"], None):
         order = [made.name for made in build_order(names)]
-        assert order.index("pocket-code") < order.index("pocket-code-draft")
+        assert all(order.index(made.parent) < order.index(made.name) for made in RECIPES.values() if made.parent)
     assert [made.name for made in build_order(["pocket-code-draft"])] == ["pocket-code-draft"]
 
 
@@ -40,4 +51,4 @@ def test_phases_follow_the_schedule() -> None:
 def test_smoke_keeps_everything_but_the_size() -> None:
     small = smoke(RECIPES["pocket-code-draft"])
     assert (small.name, small.teacher, small.seed) == ("pocket-code-draft", "pocket-code", RECIPES["pocket-code-draft"].seed)
-    assert parameter_count(new_network(small.shape, 0)) < 200_000
+    assert all(parameter_count(network_of(smoke(made))) < 200_000 for made in RECIPES.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.core.errors import CheckpointError
+from paceline.zoo.courses import LanguageCourse
 from paceline.zoo.network import embedding_of, new_network
 from paceline.zoo.packing import Ids, PackedDocuments
 from paceline.zoo.recipes import Recipe
@@ -19,8 +20,9 @@ from paceline.zoo.training import CHECKPOINT, METRICS, Progress, Trainer
 CPU = torch.device("cpu")
 
 
-def trainer(recipe: Recipe, documents: list[Ids], folder: Path, **options: object) -> Trainer:
-    return Trainer(recipe, PackedDocuments(documents, recipe.seed), folder, CPU, **options)  # type: ignore[arg-type]
+def trainer(recipe: Recipe, documents: list[Ids], folder: Path, teacher: nn.Module | None = None, **options: object) -> Trainer:
+    course = LanguageCourse(recipe, PackedDocuments(documents, recipe.seed), CPU, teacher)
+    return Trainer(recipe, course, folder, CPU, **options)  # type: ignore[arg-type]
 
 
 def weights(run: Trainer) -> dict[str, Tensor]:
@@ -123,6 +125,21 @@ def test_time_limit_ends_a_run(micro: Recipe, documents: list[Ids], tmp_path: Pa
     reached = trainer(replace(micro, tokens=10**9), documents, tmp_path, limit_seconds=0.2).run()
     assert reached.ended_by == "time"
     assert reached.tokens < 10**9
+
+
+def test_fingerprints_of_language_models_are_what_they_were(micro: Recipe, documents: list[Ids], tmp_path: Path) -> None:
+    """Checkpoints written before there were other kinds of models must still be continued."""
+    fields = {key: value for key, value in asdict(micro).items() if key != "description"}
+    tokens = sum(map(len, documents))
+    assert trainer(micro, documents, tmp_path).fingerprint() == json.dumps([fields, tokens, micro.seed], sort_keys=True, default=dict)
+
+
+def test_only_hidden_matrices_go_to_muon(micro: Recipe, documents: list[Ids], tmp_path: Path) -> None:
+    run = trainer(micro, documents, tmp_path)
+    muon, adamw = run.optimizers
+    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    assert {names[id(p)] for group in adamw.param_groups for p in group["params"]} >= {"model.embed_tokens.weight", "model.norm.weight"}
+    assert all("proj" in names[id(p)] for group in muon.param_groups for p in group["params"])
 
 
 def test_training_learns(micro: Recipe, documents: list[Ids], tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def cards(folders: tuple[Path, Path]) -> list[Card]:
     work, out = folders
-    return build(work_dir=work, out=out, smoke_size=True, device="cpu", progress=False)
+    made = build(["pocket-code-draft", "pocket-code"], work_dir=work, out=out, smoke_size=True, device="cpu", progress=False)
+    return [card for card in made if isinstance(card, Card)]
 
 
 def test_teacher_then_student(cards: list[Card]) -> None:
@@ -71,7 +72,8 @@ def test_building_again_does_not_train_again(cards: list[Card], folders: tuple[P
     work, out = folders
     before = (out / "pocket-code-draft" / "model.safetensors").read_bytes()
     again = build(["pocket-code-draft"], work_dir=work, out=out, smoke_size=True, device="cpu", progress=False)
-    assert [(card.name, card.steps, card.seconds) for card in again] == [(cards[1].name, cards[1].steps, cards[1].seconds)]
+    (card,) = [card for card in again if isinstance(card, Card)]
+    assert (card.name, card.steps, card.seconds) == (cards[1].name, cards[1].steps, cards[1].seconds)
     assert (out / "pocket-code-draft" / "model.safetensors").read_bytes() == before
     assert (work / "pocket-code-draft" / CHECKPOINT).is_file()
 

@@ -4,18 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from paceline.bench.peers_base import Peer
+from paceline.core.rng import key
 from paceline.core.sampling import Sampling
+from paceline.drafting.base import memories
 from paceline.engine.llm import LLM
 from paceline.engine.output import Output
 
 Prompts = Sequence[tuple[int, ...]]
+Memory = Literal["cold", "warm", "replay"]
 PLAIN = "none"
 REST = 0.05  # seconds before each measurement: worker threads of the contender before stop spinning
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is measured together: every contender on the same prompts.
+
+    Args:
+        workload: its name.
+        prompts, sampling, max_tokens: what every contender is given.
+        batch: sequences decoded together: of different prompts, or samples of one prompt.
+        repeats: timed rounds, after one untimed.
+        samples: trajectories of every prompt, each with a seed of its own.
+        others: different prompts of the same kind, answered before to warm memories up.
+        coupled: whether sampled output is to equal plain decoding's token for token.
+    """
+
+    workload: str
+    prompts: Prompts
+    sampling: Sampling
+    max_tokens: int
+    batch: int
+    repeats: int
+    samples: int = 1
+    others: Prompts = ()
+    coupled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +51,10 @@ class Sample:
     """One repeat of one contender: all prompts of a workload, in groups of the batch size.
 
     Args:
-        token_ids: of every prompt.
+        token_ids: of every output.
         decode_tokens, decode_seconds: tokens emitted after every sequence of a group had its first, and the time that took.
         seconds: wall time, prompts included.
-        ttft, tpot: seconds to the first token, and per token after it, of every prompt.
+        ttft, tpot: seconds to the first token, and per token after it, of every output.
         forwards: forwards that decided tokens, over all sequences.
         phases: seconds per phase of the loop; empty for peers.
         offered, accepted: drafted nodes by depth, and accepted ones, as counted steps.
@@ -66,8 +94,8 @@ class Contender(Protocol):
     def name(self) -> str:
         """In tables and records."""
 
-    def measure(self, prompts: Prompts, sampling: Sampling, max_tokens: int, batch: int) -> Sample:
-        """Decode every prompt to exactly `max_tokens` tokens."""
+    def measure(self, cell: Cell) -> Sample:
+        """Decode every prompt of the cell to exactly `max_tokens` tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +103,31 @@ class MethodContender:
     """One of our methods.
 
     Args:
-        name: the method string.
-        llm: an engine with it. Without prefix cache, or repeated prompts would cost nothing.
+        method: the method string.
+        llm: an engine with it. Without prefix cache, or repeated prompts would cost nothing. Contenders may share one.
+        memory: what the method remembers when a round begins. `cold`: nothing. `warm`: the answers to the cell's other prompts, given
+            untimed before the round. `replay`: whatever earlier rounds left, the answers to the very same prompts included.
     """
 
-    name: str
+    method: str
     llm: LLM
+    memory: Memory = "cold"
 
-    def measure(self, prompts: Prompts, sampling: Sampling, max_tokens: int, batch: int) -> Sample:
+    @property
+    def name(self) -> str:
+        """See `label`."""
+        return label(self.method, self.memory)
+
+    def measure(self, cell: Cell) -> Sample:
         """See `Contender.measure`."""
+        if self.memory != "replay" and not self.llm.denoises:  # diffusion models have no drafter to remember anything
+            for part in memories(self.llm.engine.drafter):
+                part.forget()
+        if self.memory == "warm":
+            decode(self.llm, cell.others, cell)
         before = dict(self.llm.engine.phases.seconds)
-        groups: list[list[Output]] = []
         start = time.perf_counter()
-        for at in range(0, len(prompts), batch):
-            ids = [list(prompt) for prompt in prompts[at : at + batch]]
-            groups.append(self.llm.generate(ids, sampling, max_tokens, ignore_eos=True))
+        groups = decode(self.llm, cell.prompts, cell)
         seconds = time.perf_counter() - start
         outputs = [output for group in groups for output in group]
         spans = [decode_span(group) for group in groups]
@@ -109,6 +147,49 @@ class MethodContender:
             kept=sum(each.accepted for each in stats),
             peak_bytes={name: max(each.peak_bytes.get(name, 0) for each in stats) for name in stats[0].peak_bytes},
         )
+
+
+def label(method: str, memory: Memory) -> str:
+    """A method's name in tables: with what it remembers, where that is something."""
+    return method if memory == "cold" else f"{method} ({memory})"
+
+
+def decode(llm: LLM, prompts: Prompts, cell: Cell) -> list[list[Output]]:
+    """All outputs, in the groups that were decoded together: several prompts, or several samples of one."""
+    if cell.samples > 1:
+        return [
+            group for prompt in prompts for group in draw_samples(llm, prompt, cell.sampling, cell.max_tokens, cell.samples, cell.batch)
+        ]
+    groups = [[list(prompt) for prompt in prompts[at : at + cell.batch]] for at in range(0, len(prompts), cell.batch)]
+    return [llm.generate(ids, cell.sampling, cell.max_tokens, ignore_eos=True) for ids in groups]
+
+
+def draw_samples(llm: LLM, prompt: Sequence[int], sampling: Sampling, max_tokens: int, samples: int, batch: int) -> list[list[Output]]:
+    """All trajectories of one prompt.
+
+    Args:
+        batch: how many are decoded together; 1 draws them one after the other.
+
+    Returns:
+        One list per batch, in the order they were drawn.
+    """
+    groups = []
+    for first in range(0, samples, batch):
+        seeded = replace(sampling, n=min(batch, samples - first), seed=key(sampling.seed, first))
+        (output,) = llm.generate([list(prompt)], seeded, max_tokens, ignore_eos=True)
+        groups.append(output.samples or [output])
+    return groups
+
+
+def tokens_per_forward_by_trajectory(groups: Sequence[Sequence[list[Output]]]) -> list[float]:
+    """Tokens per forward of the first, second, .. trajectory, over all prompts.
+
+    Args:
+        groups: `draw_samples` of each prompt.
+    """
+    flat = [[output for group in prompt for output in group] for prompt in groups]
+    columns = list(zip(*flat, strict=True))
+    return [sum(output.stats.output_tokens for output in column) / sum(output.stats.forwards for output in column) for column in columns]
 
 
 def decode_span(group: Sequence[Output]) -> tuple[int, float]:
@@ -139,10 +220,10 @@ class PeerContender:
         """The peer's."""
         return self.peer.name
 
-    def measure(self, prompts: Prompts, sampling: Sampling, max_tokens: int, batch: int) -> Sample:
+    def measure(self, cell: Cell) -> Sample:
         """See `Contender.measure`."""
         start = time.perf_counter()
-        runs = [self.peer.generate(list(prompt), max_tokens) for prompt in prompts]
+        runs = [self.peer.generate(list(prompt), cell.max_tokens) for prompt in cell.prompts]
         seconds = time.perf_counter() - start
         return Sample(
             token_ids=[list(run.token_ids) for run in runs],
@@ -153,24 +234,6 @@ class PeerContender:
             tpot=[run.decode_seconds / max(1, len(run.token_ids) - 1) for run in runs],
             forwards=sum(run.forwards for run in runs),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What is measured together: every contender on the same prompts.
-
-    Args:
-        workload: its name.
-        prompts, sampling, max_tokens, batch: what every contender is given.
-        repeats: timed rounds, after one untimed.
-    """
-
-    workload: str
-    prompts: Prompts
-    sampling: Sampling
-    max_tokens: int
-    batch: int
-    repeats: int
 
 
 def run_cell(cell: Cell, contenders: Sequence[Contender], on_sample: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
@@ -184,13 +247,14 @@ def run_cell(cell: Cell, contenders: Sequence[Contender], on_sample: Callable[[s
         first = turn % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
             time.sleep(REST)
-            sample = contender.measure(cell.prompts, cell.sampling, cell.max_tokens, cell.batch)
+            sample = contender.measure(cell)
             if turn:
                 samples[contender.name].append(sample)
             if on_sample is not None:
                 on_sample(contender.name)
     plain = samples.get(PLAIN)
-    return [row_of(cell, name, taken, plain) for name, taken in samples.items()]
+    memory = {contender.name: getattr(contender, "memory", "cold") for contender in contenders}
+    return [row_of(cell, name, taken, plain) | {"memory": memory[name]} for name, taken in samples.items()]
 
 
 def row_of(cell: Cell, name: str, samples: Sequence[Sample], plain: Sequence[Sample] | None) -> dict[str, Any]:
@@ -202,6 +266,7 @@ def row_of(cell: Cell, name: str, samples: Sequence[Sample], plain: Sequence[Sam
         "batch": cell.batch,
         "method": name,
         "prompts": len(cell.prompts),
+        "samples": cell.samples,
         "prompt_tokens": sum(map(len, cell.prompts)),
         "output_tokens": last.tokens,
         "repeats": len(samples),
@@ -221,8 +286,8 @@ def row_of(cell: Cell, name: str, samples: Sequence[Sample], plain: Sequence[Sam
     if plain is not None:
         ratios = [sample.tokens_per_second / base.tokens_per_second for sample, base in zip(samples, plain, strict=True)]
         row |= {"speedup": median(ratios), "speedup_lowest": min(ratios), "speedup_highest": max(ratios)}
-        same = [mine == theirs for mine, theirs in zip(last.token_ids, plain[-1].token_ids, strict=True)]
-        row |= {"identical_outputs": sum(same)}
+        if cell.sampling.greedy or cell.coupled:
+            row["identical_outputs"] = sum(mine == theirs for mine, theirs in zip(last.token_ids, plain[-1].token_ids, strict=True))
     return row
 
 

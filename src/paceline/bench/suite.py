@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from paceline.bench.machine import describe_machine
 from paceline.bench.peers_base import Peer
 from paceline.bench.report import Record, public_name, read_record
-from paceline.bench.runner import PLAIN, Cell, Contender, MethodContender, PeerContender, run_cell
+from paceline.bench.runner import PLAIN, Cell, Contender, Memory, MethodContender, PeerContender, label, run_cell
 from paceline.bench.workloads import Workload, find_workloads
 from paceline.core import registry
 from paceline.core.errors import UsageError
+from paceline.drafting.base import largest_draft
+from paceline.engine.batching import parse_batching
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 
 NAME = "decode"
-SPARE = 128  # KV slots per sequence beyond prompt and output, for drafts
+SPARE = 64  # KV slots per sequence beyond prompt, output and draft
 Progress = Callable[[str, int, int], None]
 NOTES = (
     "tokens_per_second counts decoding only: tokens after every sequence of a batch had its first one.",
     "speedup is the median over repeats of the ratio to plain decoding (method none) in the same round; contenders take turns.",
     "End-of-sequence ids do not end an output, so that all contenders do the same work.",
-    "Sampled workloads use coupled randomness, so that outputs can be compared with plain decoding token for token.",
+    "Sampled workloads use coupled randomness, so that outputs can be compared with plain decoding token for token; best-of-N does not.",
+    "Methods that remember text start every round with empty memory; (warm) ones have answered other prompts of the same kind before, "
+    "(replay) ones the very same prompts. Within a round, memory lasts from one prompt to the next where the method shares it.",
+    "best-of-N decodes that many samples of one prompt, `batch` of them together, and then goes on to the next prompt.",
 )
 
 
@@ -36,19 +41,23 @@ class BenchSettings:
         methods: method strings; plain decoding is always measured too, as the base of every ratio.
         workloads: names; `None` is all.
         batches: sequences decoded together.
-        prompts: per workload; rounded up to a multiple of the largest batch.
+        memories: what methods that remember text know when a round begins; others are measured once.
+        prompts: per workload; rounded up to whole batches. Of best-of-N, so many fewer that about as many outputs are made, two at least.
         max_tokens: per prompt, exact.
         repeats: timed rounds.
         seed: of random prompts and of sampling.
+        batching: how methods put sequences into one forward; plain decoding, the base of ratios, uses token slots.
     """
 
     methods: tuple[str, ...] = ("auto",)
     workloads: tuple[str, ...] | None = None
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[int, ...] = (1, 4, 8, 16)
+    memories: tuple[Memory, ...] = ("cold", "warm")
     prompts: int = 8
     max_tokens: int = 128
     repeats: int = 5
     seed: int = 0
+    batching: str = "ragged"
 
     def __post_init__(self) -> None:
         for name in ("prompts", "max_tokens", "repeats"):
@@ -56,8 +65,11 @@ class BenchSettings:
                 raise UsageError(f"bench option {name}={getattr(self, name)} is too small to measure anything")
         if not self.batches or min(self.batches) < 1:
             raise UsageError(f"bench option batches={self.batches} must name at least one positive batch size")
+        if not self.memories or not set(self.memories) <= set(get_args(Memory)):
+            raise UsageError(f"bench option memories={self.memories} must name some of {', '.join(get_args(Memory))}")
         for method in self.methods:
             registry.parse(method)
+        parse_batching(self.batching)
         find_workloads(self.workloads)
 
     @property
@@ -123,7 +135,7 @@ def run_bench(
     path = None if out is None else record.default_path(out) if out.is_dir() else out
     if resume and path is not None:
         rows += _kept_rows(path, described)
-    plan = [(workload, batch) for workload in workloads for batch in settings.batches]
+    plan = [(workload, batch) for workload in workloads for batch in settings.batches if workload.samples == 1 or batch <= workload.samples]
     contenders = {(w.name, b): _names(settings, w, b, joined) for w, b in plan}
     total = sum(len(names) for names in contenders.values()) * (settings.repeats + 1)
     done = 0
@@ -142,7 +154,7 @@ def run_bench(
                 step(f"{workload.name}, batch {batch}: kept")
             continue
         cell = _cell(settings, workload, batch, target)
-        engines: list[Contender] = [_method(target, helper, method, cell) for method in settings.contenders]
+        engines: list[Contender] = [each for method in settings.contenders for each in _method(target, helper, method, cell, settings)]
         engines += [PeerContender(peer) for peer in joined if peer.name in names]
         rows[:] = [row for row in rows if (row["workload"], row["batch"]) != (workload.name, batch)]
         rows += run_cell(cell, engines, lambda name, w=workload, b=batch: step(f"{w.name}, batch {b}: {name}"))  # type: ignore[misc]
@@ -154,33 +166,52 @@ def run_bench(
 
 
 def _cell(settings: BenchSettings, workload: Workload, batch: int, target: LLM) -> Cell:
-    """Prompts of a workload; as many as fill whole batches."""
-    whole = max(settings.batches)
-    count = -(-settings.prompts // whole) * whole
+    """Prompts of a workload, as many as fill whole batches, and as many others to warm memories up with."""
+    count = -(-settings.prompts // batch) * batch if workload.samples == 1 else max(2, -(-settings.prompts // workload.samples))
     context = target.engine.context - settings.max_tokens - 1
-    prompts = workload.prompts(count, target.tokenizer, target.vocabulary, context, settings.seed)
-    return Cell(workload.name, prompts, replace(workload.sampling, seed=settings.seed), settings.max_tokens, batch, settings.repeats)
+    prompts = workload.prompts(2 * count, target.tokenizer, target.vocabulary, context, settings.seed)
+    sampling = replace(workload.sampling, seed=settings.seed)
+    return Cell(
+        workload.name,
+        prompts[:count],
+        sampling,
+        settings.max_tokens,
+        batch,
+        settings.repeats,
+        samples=workload.samples,
+        others=prompts[count:],
+        coupled=workload.samples == 1,
+    )
 
 
-def _method(target: LLM, helper: LLM | None, method: str, cell: Cell) -> MethodContender:
-    """An engine around the shared weights, with memory for one batch."""
-    slots = cell.batch * (max(map(len, cell.prompts)) + cell.max_tokens + SPARE)
+def _method(target: LLM, helper: LLM | None, method: str, cell: Cell, settings: BenchSettings) -> list[MethodContender]:
+    """An engine around the shared weights, with memory for one batch: one contender for each state of what it remembers."""
+    most = largest_draft([choice.config() for choice in registry.parse(method)])
+    longest = max(map(len, [*cell.prompts, *cell.others]))
     llm = load(
         target,
         method,
         draft=helper,
         device=target.runner.decoder.device,
-        coupled=True,
-        kv_tokens=slots,
+        coupled=cell.coupled,
+        kv_tokens=cell.batch * (longest + cell.max_tokens + most + SPARE),
         max_sequences=cell.batch,
         prefix_cache=False,
+        batching="ragged" if method == PLAIN else settings.batching,
     )
-    return MethodContender(method, llm)
+    return [MethodContender(method, llm, state) for state in _states(settings, method)]
 
 
 def _names(settings: BenchSettings, workload: Workload, batch: int, peers: Sequence[Peer]) -> list[str]:
     """Contenders of a cell."""
-    return [*settings.contenders, *(peer.name for peer in peers if batch == 1 and workload.sampling.greedy)]
+    named = [label(method, state) for method in settings.contenders for state in _states(settings, method)]
+    return [*named, *(peer.name for peer in peers if batch == 1 and workload.sampling.greedy and workload.samples == 1)]
+
+
+def _states(settings: BenchSettings, method: str) -> tuple[Memory, ...]:
+    """What a method may remember when a round begins: nothing at all unless it, or a part of it, keeps text."""
+    keeps = any(hasattr(choice.method.load(), "forget") for choice in registry.parse(method))
+    return settings.memories if keeps else ("cold",)
 
 
 def _load_peers(peers: Sequence[Peer], model: Any, target: LLM) -> list[Peer]:
@@ -218,6 +249,8 @@ def _describe(settings: BenchSettings, target: LLM, helper: LLM | None, peers: S
         "methods": list(settings.contenders),
         "workloads": [workload.name for workload in find_workloads(settings.workloads)],
         "batches": list(settings.batches),
+        "memories": list(settings.memories),
+        "batching": settings.batching,
         "prompts": settings.prompts,
         "max_tokens": settings.max_tokens,
         "repeats": settings.repeats,
@@ -234,9 +267,10 @@ def _kept_rows(out: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
     if not out.exists():
         return []
     record = read_record(out)
-    for name in ("model", "draft", "dtype", "device", "prompts", "max_tokens", "repeats"):
-        if record["settings"].get(name) != described[name]:
-            was = record["settings"].get(name)
+    settings = {"batching": "ragged"} | record["settings"]
+    for name in ("model", "draft", "dtype", "device", "prompts", "max_tokens", "repeats", "batching"):
+        if settings.get(name) != described[name]:
+            was = settings.get(name)
             raise UsageError(f"{out} was measured with {name}={was!r}, not {described[name]!r}; use another file, or no --resume")
     rows: list[dict[str, Any]] = record["rows"]
     return rows

@@ -46,10 +46,9 @@ def tree_methods(nodes: int, acceptance: str) -> tuple[str, ...]:
         f"dyspec:budget={nodes}",
         f"dyspec:budget={nodes},mode=budget",
         f"dyspec:budget={nodes},value=calibrated",
-        f"dyspec:budget={nodes},draws=likeliest",
-        f"dyspec:budget={nodes},draws=likeliest,value=calibrated",
+        f"dyspec:budget={nodes},draws=sampled",
         "dyspec:budget=auto",
-        "dyspec:budget=auto,draws=likeliest,value=calibrated",
+        "dyspec:budget=auto,value=calibrated",
     )
 
 

@@ -1,4 +1,4 @@
-"""Workloads: prompts made from held-out files and generated text, from easy to impossible to draft."""
+"""Workloads: prompts made from held-out files and generated text, from easy to impossible to draft, once each or many times."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from paceline.engine.prompts import Tokenizer
 
 LONG_TOKENS = 1500
 RANDOM_TOKENS = 128
+REASONING = Sampling(temperature=0.6, top_p=0.95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Workload:
         texts: makes prompts as text, given how many; `None` for prompts of random ids.
         sampling: how outputs are chosen.
         tokens: most tokens of a prompt; its end is kept.
+        samples: trajectories of every prompt, as best-of-N and voting draw them, each with a seed of its own.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Workload:
     texts: Callable[[int], Sequence[str]] | None
     sampling: Sampling = GREEDY
     tokens: int = LONG_TOKENS
+    samples: int = 1
 
     def prompts(self, count: int, tokenizer: Tokenizer | None, vocabulary: int, context: int, seed: int) -> list[tuple[int, ...]]:
         """`count` prompts as token ids.
@@ -138,12 +141,15 @@ WORKLOADS: dict[str, Workload] = {
         Workload("long", "completion behind about 1,500 tokens", long_texts),
         # Greedy output of a small model soon repeats itself whatever the prompt; only sampling at a high temperature cannot be drafted.
         Workload("undraftable", "random ids continued at temperature 1.5", None, Sampling(temperature=1.5)),
+        *(Workload(f"best-of-{n}", f"{n} samples of each held-out file", completion_texts, REASONING, samples=n) for n in (4, 8, 16)),
+        Workload("best-of-8-structured", "8 samples of tables and records", structured_texts, REASONING, samples=8),
     )
 }
+USUAL = ("completion", "sampled", "edit", "structured", "long", "undraftable", "best-of-8")
 
 
 def find_workloads(names: Sequence[str] | None) -> list[Workload]:
-    """The workloads called `names`, all by default.
+    """The workloads called `names`, those of `USUAL` by default.
 
     Raises:
         UsageError: for an unknown name, listing the known ones.
@@ -151,4 +157,4 @@ def find_workloads(names: Sequence[str] | None) -> list[Workload]:
     for name in names or ():
         if name not in WORKLOADS:
             raise UsageError(f"unknown workload {name!r}; known: {', '.join(WORKLOADS)}")
-    return [WORKLOADS[name] for name in names or WORKLOADS]
+    return [WORKLOADS[name] for name in names or USUAL]

@@ -24,6 +24,7 @@ def audit(
     dtype: options.Dtype = None,
     device: options.Device = None,
     exact: options.Exact = False,
+    batching: options.Batching = "ragged",
     max_tokens: options.MaxTokens = 64,
     prompts: Annotated[
         Path | None,
@@ -49,6 +50,7 @@ def audit(
             dtype=dtype,
             device=device,
             exact=exact,
+            batching=batching,
             prompts=given,
             max_tokens=max_tokens,
             sampling_checks=sampling,

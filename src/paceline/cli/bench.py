@@ -21,10 +21,21 @@ def bench(
         typer.Option("--methods", metavar="A;B", help="Separated by `;`, or by `,` where none has options.", rich_help_panel=MEASURED),
     ] = "auto",
     draft: options.Draft = None,
+    batching: options.Batching = "ragged",
     workloads: Annotated[
-        str | None, typer.Option("--workloads", metavar="A,B", help="Default: all of them.", rich_help_panel=MEASURED)
+        str | None, typer.Option("--workloads", metavar="A,B", help="Default: the usual ones, best-of-8 among them.", rich_help_panel=MEASURED)
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="1,8", help="Batch sizes.", rich_help_panel=MEASURED)] = "1,8",
+    batch: Annotated[str, typer.Option("--batch", metavar="1,8", help="Batch sizes.", rich_help_panel=MEASURED)] = "1,4,8,16",
+    memory: Annotated[
+        str,
+        typer.Option(
+            "--memory",
+            metavar="A,B",
+            help="What methods that remember text know when a round begins: cold (nothing), warm (answers to other prompts), "
+            "replay (answers to the same prompts).",
+            rich_help_panel=MEASURED,
+        ),
+    ] = "cold,warm",
     prompts: Annotated[int, typer.Option(min=1, help="Per workload.", rich_help_panel=MEASURED)] = 8,
     max_tokens: options.MaxTokens = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; contenders take turns in each.", rich_help_panel=MEASURED)] = 5,
@@ -47,10 +58,12 @@ def bench(
         methods=split_methods(methods),
         workloads=None if workloads is None else tuple(workloads.split(",")),
         batches=batch_sizes(batch),
+        memories=tuple(memory.split(",")),  # type: ignore[arg-type]  # checked by the settings
         prompts=prompts,
         max_tokens=max_tokens,
         repeats=repeats,
         seed=seed,
+        batching=batching,
     )
     with counted(silent=json) as report:
         record = run_bench(

@@ -38,6 +38,8 @@ def generate(
     device: options.Device = None,
     exact: options.Exact = False,
     coupled: options.Coupled = False,
+    max_draft: options.MaxDraft = None,
+    batching: options.Batching = "ragged",
     max_tokens: options.MaxTokens = 128,
     stop: options.Stop = None,
     stop_id: options.StopIds = None,
@@ -61,7 +63,8 @@ def generate(
     text = read_prompt(prompt, prompt_file, ids)
     penalties = (repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram)
     sampling = options.sampling_of(temperature, top_k, top_p, min_p, *penalties, logit_bias, seed, samples, logprobs)
-    llm = options.open_model(model, method, draft, dtype, device, exact, coupled, prefix_cache=not compare, sequences=max(4, samples))
+    together = max(4, samples)
+    llm = options.open_model(model, method, draft, dtype, device, exact, coupled, not compare, together, max_draft, batching)
     limits: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), "stop_ids": stop_id or (), "ignore_eos": ignore_eos}
     if compare:
         _warm_up(llm, text, sampling, limits)
@@ -120,14 +123,20 @@ def stats_line(output: Output) -> str:
 
 
 def _stream(llm: LLM, prompt: Prompt, sampling: Sampling, limits: dict[str, Any]) -> Output:
-    """Print the answer as it comes; ids where there is no tokenizer."""
+    """Print the answer as it comes; ids where there is no tokenizer. On a terminal, a diffusion model's positions are seen to fill in."""
     from paceline.cli.coloured import print_chunk
 
     console = out()
     output = None
-    for chunk in llm.stream(prompt, sampling, **limits):
-        print_chunk(console, chunk, llm.tokenizer)
-        output = chunk.output or output
+    chunks = llm.stream(prompt, sampling, **limits)
+    if llm.denoises and console.is_terminal:
+        from paceline.cli.filling import watch
+
+        output = watch(console, chunks, llm.tokenizer)
+    else:
+        for chunk in chunks:
+            print_chunk(console, chunk, llm.tokenizer)
+            output = chunk.output or output
     console.print()
     if output is None:
         raise RuntimeError("the stream ended without its last chunk")
@@ -157,12 +166,14 @@ def _compare(
     llm: LLM, prompt: Prompt, sampling: Sampling, limits: dict[str, Any], output: Output, coupled: bool, silent: bool
 ) -> dict[str, Any]:
     """Decode plainly on the same weights and say how the two differ."""
+    from paceline.core.registry import parse
     from paceline.demo.twin import first_difference, plain_twin
 
     twin = plain_twin(llm, max(4, sampling.n))
     _warm_up(twin, prompt, sampling, limits)
     plain = _batch(twin, prompt, sampling, limits)
-    expected = sampling.greedy or coupled
+    lossless = all(choice.guarantees[0].lossless for choice in parse(llm.method))
+    expected = (sampling.greedy or coupled) and lossless
     pairs = zip(output.samples or [output], plain.samples or [plain], strict=True)
     different = next((at for mine, other in pairs if (at := first_difference(mine.token_ids, other.token_ids)) is not None), None)
     speed = plain.stats.tokens_per_second
@@ -172,6 +183,7 @@ def _compare(
         "tokens_identical": different is None,
         "first_difference": different,
         "identity_expected": expected,
+        "lossless": lossless,
     }
     if not silent:
         _say_comparison(record, plain)
@@ -185,6 +197,8 @@ def _say_comparison(record: dict[str, Any], plain: Output) -> None:
         verdict = "[green]all tokens identical[/green]"
     elif record["identity_expected"]:
         verdict = f"[red]tokens differ from position {record['first_difference']}[/red] (`paceline audit` says whether it is a tie)"
+    elif not record["lossless"]:
+        verdict = f"[yellow]tokens differ from position {record['first_difference']}[/yellow]: the method is approximate"
     else:
         verdict = "another sample of the same distribution (--coupled makes it the same sample)"
     err().print(words + verdict, soft_wrap=True)

@@ -41,6 +41,17 @@ Coupled = Annotated[
     bool,
     typer.Option("--coupled", help="Sampled output is token-identical to plain sampling with the same seed.", rich_help_panel=RUN),
 ]
+MaxDraft = Annotated[
+    int | None,
+    typer.Option("--max-draft", min=0, help="Most draft nodes per step. Default: as many as the method wants.", rich_help_panel=LIMITS),
+]
+Batching = Annotated[
+    str,
+    typer.Option(
+        "--batching", metavar="NAME[:key=value,...]", help="How sequences share a forward: ragged, eqspec, exspec, rollback or gap.",
+        rich_help_panel=RUN,
+    ),
+]  # fmt: skip
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.", rich_help_panel=LIMITS)]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the output before this text; repeatable.", rich_help_panel=LIMITS)
@@ -131,11 +142,15 @@ def open_model(
     coupled: bool = False,
     prefix_cache: bool = True,
     sequences: int = 4,
+    max_draft: int | None = None,
+    batching: str = "ragged",
 ) -> LLM:
     """`paceline.load` with a spinner.
 
     Args:
         sequences: most sequences decoded at once; KV memory is sized for them.
+        max_draft: most draft nodes per sequence and step; by default as many as the method wants.
+        batching: how sequences share a forward.
 
     Raises:
         UsageError: for options that do not fit together.
@@ -156,4 +171,6 @@ def open_model(
             coupled=coupled,
             prefix_cache=prefix_cache,
             max_sequences=sequences,
+            max_draft=max_draft,
+            batching=batching,
         )

@@ -49,5 +49,5 @@ def build(
     for card in cards:
         console.print(
             f"[bold]{card.name}[/bold]: {card.parameters:,} parameters, {card.tokens:,} tokens in {card.seconds / 60:.0f} minutes "
-            f"(ended by {card.ended_by}), {card.validation_bits_per_byte:.3f} bits per byte on validation files"
+            f"(ended by {card.ended_by}), {card.headline}"
         )

@@ -19,7 +19,10 @@ def plain_twin(llm: LLM, sequences: int = 1) -> LLM:
     from paceline.engine.load import load
 
     runner = llm.runner
-    return load(llm, "none", device=runner.decoder.device, exact=runner.exact is not None, max_sequences=sequences, prefix_cache=False)
+    method, diffusion = "none", runner.decoder.config.diffusion
+    if diffusion is not None and diffusion.block is None:  # one position per step, in blocks of the same size
+        method = f"static:block={llm.engine.denoiser.block or 'whole'}"
+    return load(llm, method, device=runner.decoder.device, exact=runner.exact is not None, max_sequences=sequences, prefix_cache=False)
 
 
 def first_difference(mine: Sequence[int], other: Sequence[int]) -> int | None:

@@ -11,15 +11,14 @@ import torch
 from torch import nn
 
 from paceline.core.errors import CheckpointError, UsageError
-from paceline.zoo.card import Card, make_card, write_card
+from paceline.zoo.card import write_card
 from paceline.zoo.display import training_display
-from paceline.zoo.evaluation import bits_per_byte
 from paceline.zoo.export import export
+from paceline.zoo.kinds import AnyCard, Site, kind_of
 from paceline.zoo.material import Material, prepare
-from paceline.zoo.network import load_network
-from paceline.zoo.packing import PackedDocuments
-from paceline.zoo.recipes import Recipe, build_order, smoke
+from paceline.zoo.recipes import RECIPES, Recipe, build_order, smoke
 from paceline.zoo.registry import MODELS_FOLDER, WEIGHTS
+from paceline.zoo.tokenizer import VOCABULARY
 from paceline.zoo.training import Trainer
 
 SMOKE_FILES = 40  # files of the corpus that a smoke build reads
@@ -51,11 +50,11 @@ def build(
     progress: bool = True,
     smoke_size: bool = False,
     out: Path | None = None,
-) -> list[Card]:
-    """Build pocket models from the interpreter's standard library, teachers before students.
+) -> list[AnyCard]:
+    """Build pocket models from the interpreter's standard library, parents before children.
 
     Args:
-        names: recipes to build; all when None. A student whose teacher is not named uses the one in `out`, else the shipped one.
+        names: recipes to build; all when None. A model whose parent is not named starts from the one in `out`, else the shipped one.
         work_dir: checkpoints, metrics and tokenizer; the user's cache folder when None.
         max_minutes: limit for all training together, split by the recipes' time shares; the learning rate anneals to meet it.
             None: token budgets alone.
@@ -70,7 +69,7 @@ def build(
 
     Raises:
         UsageError: unknown name, non-positive limit, or no device of that kind.
-        CheckpointError: a checkpoint of another recipe or corpus, or a missing teacher.
+        CheckpointError: a checkpoint of another recipe or corpus, or a missing parent.
     """
     if max_minutes is not None and max_minutes <= 0:
         raise UsageError(f"--max-minutes must be positive, not {max_minutes:g}")
@@ -83,7 +82,7 @@ def build(
         progress=progress,
         card_prompts=1 if smoke_size else 16,
     )
-    material = prepare(plan.work_dir, int(recipes[0].shape["vocab_size"]), SMOKE_FILES if smoke_size else None)
+    material = prepare(plan.work_dir, VOCABULARY, SMOKE_FILES if smoke_size else None)
     minutes_per_share = None if max_minutes is None else max_minutes / sum(item.time_share for item in recipes)
     return [
         _build_one(item, material, plan, None if minutes_per_share is None else 60 * minutes_per_share * item.time_share)
@@ -105,37 +104,37 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _build_one(item: Recipe, material: Material, plan: _Plan, limit_seconds: float | None) -> Card:
+def _build_one(item: Recipe, material: Material, plan: _Plan, limit_seconds: float | None) -> AnyCard:
     """Train one recipe to the end of its schedule, export it and write its card."""
-    teacher = _teacher(item, plan)
-    documents, size = material.quick_validation()
+    kind = kind_of(item)
+    site = Site(item, material, _parent(item, plan), plan.work_dir / item.name, plan.device)
     with training_display(item.name, enabled=plan.progress) as report:
         trainer = Trainer(
             recipe=item,
-            data=PackedDocuments(material.train, item.seed),
-            folder=plan.work_dir / item.name,
+            course=kind.course(site),
+            folder=site.folder,
             device=plan.device,
             limit_seconds=limit_seconds,
-            teacher=teacher,
-            validate=lambda model: bits_per_byte(model, documents, size),
+            validate=kind.validation(site),
             on_step=report,
         )
         reached = trainer.run(resume=plan.resume)
     folder = plan.out / item.name
-    exported = export(trainer.model, material.tokenizer, folder)  # the card measures what was saved, not what was trained
-    card = make_card(item, exported, teacher, reached, material, prompts=plan.card_prompts, samples=min(3, plan.card_prompts))
-    write_card(card, folder)
-    return card
+    exported = export(
+        trainer.model, material.tokenizer, folder, kind.save, kind.load
+    )  # the card measures what was saved, not what was trained
+    card = kind.card(site, exported, reached, plan.card_prompts)
+    write_card(card, kind.render(card), folder)
+    made: AnyCard = card
+    return made
 
 
-def _teacher(item: Recipe, plan: _Plan) -> nn.Module | None:
-    """The finished teacher of a recipe: the one built before, else the shipped one; None if the recipe has no teacher."""
-    if item.teacher is None:
+def _parent(item: Recipe, plan: _Plan) -> nn.Module | None:
+    """The finished model that a recipe starts from: the one built before, else the shipped one; None if it needs none."""
+    if item.parent is None:
         return None
-    places = [plan.out / item.teacher, MODELS_FOLDER / item.teacher]
+    places = [plan.out / item.parent, MODELS_FOLDER / item.parent]
     found = next((place for place in places if (place / WEIGHTS).is_file()), None)
     if found is None:
-        raise CheckpointError(
-            f"{item.name} is distilled from {item.teacher}, which is not built; run `paceline zoo build {item.teacher}` first"
-        )
-    return load_network(found).to(plan.device).requires_grad_(False)
+        raise CheckpointError(f"{item.name} is made from {item.parent}, which is not built; run `paceline zoo build {item.parent}` first")
+    return kind_of(RECIPES[item.parent]).load(found).to(plan.device).requires_grad_(False)

@@ -8,7 +8,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from paceline.zoo.network import greedy_continuation, parameter_count
 from paceline.zoo.prompts import HeldOutPrompt, held_out_prompts
 from paceline.zoo.recipes import Recipe
 from paceline.zoo.training import Progress
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CARD = "card.json"
 README = "README.md"
@@ -66,6 +69,11 @@ class Card:
     lzma_bits_per_byte: float
     acceptance_by_depth: list[float] | None
     samples: list[Sample]
+
+    @property
+    def headline(self) -> str:
+        """Its quality in a few words."""
+        return f"{self.validation_bits_per_byte:.3f} bits per byte on validation files"
 
 
 def make_card(
@@ -122,10 +130,10 @@ def machine_class() -> dict[str, Any]:
     }
 
 
-def write_card(card: Card, folder: Path) -> None:
+def write_card(card: DataclassInstance, readme: str, folder: Path) -> None:
     """Write `card.json` and `README.md` into the model's folder."""
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / README).write_text(render(card), encoding="utf-8")
+    (folder / README).write_text(readme, encoding="utf-8")
 
 
 def render(card: Card) -> str:
@@ -138,46 +146,62 @@ def render(card: Card) -> str:
             "Training",
             f"{card.tokens:,} tokens ({card.epochs:g} epochs), {card.steps:,} steps, {minutes:.0f} minutes, ended by {card.ended_by}",
         ),
-        ("Machine", _machine_line(card.machine)),
+        ("Machine", machine_line(card.machine)),
         ("Validation", f"**{card.validation_bits_per_byte:.3f} bits per byte** (xz -9 per file: {card.lzma_bits_per_byte:.3f})"),
     ]
     if card.acceptance_by_depth is not None:
         shown = ", ".join(f"{rate:.2f}" for rate in card.acceptance_by_depth)
         rows.append((f"Draft for {card.recipe['teacher']}", f"first d tokens accepted (greedy, held-out files), d = 1, 2, ...: {shown}"))
-    facts = "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
-    splits = ", ".join(
-        f"{card.corpus['files'][split]:,} {split} files ({card.corpus['bytes'][split]:,} bytes)" for split in card.corpus["files"]
-    )
     samples = "\n".join(_render_sample(sample) for sample in card.samples)
-    return f"""---
-license: psf-2.0
-library_name: transformers
-pipeline_tag: text-generation
-tags: [code, python]
----
+    return f"""{front_matter("text-generation")}
 # {card.name}
 
 {card.description}. A pocket model: made to measure decoding on real text with nothing to download, not to write programs for anyone.
 Rebuild it with `paceline zoo build {card.name}`; `card.json` has the whole recipe.
 
-{facts}
+{facts_table(rows)}
 
-## Data
-{card.corpus["licence"]}, version {card.corpus["python"]}, as it comes with the interpreter: {splits}.
-Files are split by a hash of their path, so held-out files are the same for everyone. SHA-256 of the file list: `{card.corpus["sha256"]}`.
-The model is a derived work of that text and is shipped under the same licence.
+{data_section(card.corpus)}
 
-## Determinism
-The corpus, its split, the tokenizer, the initial weights and the order of the data are fixed by seeds. The learning rate follows
-the token budget or, under a time limit, the clock, whichever is ahead; the weights of a run that time ended therefore depend on the
-speed of its machine.
+{DETERMINISM}
 
 ## Greedy samples
 Prompts are cut from held-out files; only their last lines are shown.
 {samples}"""
 
 
-def _machine_line(machine: dict[str, Any]) -> str:
+DETERMINISM = """## Determinism
+The corpus, its split, the tokenizer, the initial weights and the order of the data are fixed by seeds. The learning rate follows
+the token budget or, under a time limit, the clock, whichever is ahead; the weights of a run that time ended therefore depend on the
+speed of its machine."""
+
+
+def front_matter(task: str) -> str:
+    """What model hubs read; `task` is their name of what the model does."""
+    return f"""---
+license: psf-2.0
+library_name: transformers
+pipeline_tag: {task}
+tags: [code, python]
+---"""
+
+
+def facts_table(rows: list[tuple[str, str]]) -> str:
+    """Two columns without a header."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def data_section(corpus: dict[str, Any]) -> str:
+    """Where the text is from, and under which licence."""
+    splits = ", ".join(f"{corpus['files'][split]:,} {split} files ({corpus['bytes'][split]:,} bytes)" for split in corpus["files"])
+    return f"""## Data
+{corpus["licence"]}, version {corpus["python"]}, as it comes with the interpreter: {splits}.
+Files are split by a hash of their path, so held-out files are the same for everyone. SHA-256 of the file list: `{corpus["sha256"]}`.
+The model is a derived work of that text and is shipped under the same licence."""
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """Where the last session of a run took place, in words."""
     where = machine["gpu"] or f"{machine['cpu']}, threads in the last session of the run: {machine['threads']}"
     return f"{where}; Python {machine['python']}, torch {machine['torch']}"
 

@@ -23,6 +23,7 @@ class Material:
     manifest: Manifest
     tokenizer: PreTrainedTokenizerBase
     train: list[Ids]
+    train_texts: list[str]
     validation: list[Ids]
     validation_texts: list[str]
     held_out: list[SourceFile]
@@ -59,6 +60,7 @@ def prepare(work_dir: Path, vocabulary: int, max_files: int | None = None) -> Ma
         manifest=manifest(file for files in by_split.values() for file in files),
         tokenizer=tokenizer,
         train=encode_documents(train, tokenizer),
+        train_texts=train,
         validation=encode_documents(validation, tokenizer),
         validation_texts=validation,
         held_out=by_split[Split.HELD_OUT],

@@ -34,7 +34,7 @@ def new_network(shape: Mapping[str, int | float | bool], seed: int, teacher: nn.
     config = LlamaConfig(**options)
     network = LlamaForCausalLM(config)
     if teacher is not None:
-        _inherit_embedding(network, teacher, float(config.initializer_range))
+        inherit_embedding(network, teacher, float(config.initializer_range))
     return cast(nn.Module, network.train())
 
 
@@ -47,10 +47,8 @@ def load_network(folder: Path) -> nn.Module:
 
 def save_network(network: nn.Module, folder: Path) -> None:
     """Write the weights, rounded to bf16, and the configuration, in the layout `load_network` and every other loader reads."""
-    from transformers import LlamaForCausalLM
-
     source = cast(Any, network)
-    rounded: Any = LlamaForCausalLM(source.config)
+    rounded: Any = type(source)(source.config)
     rounded.load_state_dict(source.state_dict())
     nn.Module.to(rounded, dtype=torch.bfloat16)
     rounded.config.dtype = torch.bfloat16
@@ -86,7 +84,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _inherit_embedding(network: nn.Module, teacher: nn.Module, spread: float) -> None:
+def inherit_embedding(network: nn.Module, teacher: nn.Module, spread: float) -> None:
     """Set the embedding to the teacher's, projected on as many principal directions as fit, rescaled to the usual initial spread."""
     table = embedding_of(network)
     source = embedding_of(teacher).float().cpu()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from paceline.core.errors import UsageError
 from paceline.zoo.tokenizer import VOCABULARY
@@ -52,9 +53,54 @@ class Recipe:
     distil_from: float = 0.0
     distil_weight: float = 0.9
 
+    @property
+    def parent(self) -> str | None:
+        """Name of the pocket model that must be finished before this one can be trained, if any."""
+        return self.teacher
+
     def context_at(self, progress: float) -> int:
         """Tokens per row at `progress` (0 to 1) of the schedule."""
         return [phase.context for phase in self.phases if phase.start <= progress][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class EditRecipe(Recipe):
+    """A model that undoes typing slips; `shape` holds keyword arguments of `transformers.BartConfig`, a phase's context its longest target.
+
+    Attributes:
+        rates: lowest and highest share of words and marks that are hit in a training example.
+        embedding_from: pocket model whose embedding this one starts from, if any.
+    """
+
+    rates: tuple[float, float] = (0.01, 0.15)
+    embedding_from: str | None = "pocket-code"
+
+    @property
+    def parent(self) -> str | None:
+        """Where the embedding comes from."""
+        return self.embedding_from
+
+
+@dataclass(frozen=True, slots=True)
+class NatRecipe(EditRecipe):
+    """A drafter that fills blocks of slots for an editing model; `shape` holds the fields of `paceline.models.nat.NatConfig`.
+
+    Attributes:
+        pairs: training examples: damaged spans with the verifier's own greedy output for each.
+        distilled: false trains on the undamaged spans instead, to measure what distillation is worth.
+        glances: share of wrong slots' number that is revealed, at the start and at the end of the schedule.
+        smoothing: label smoothing.
+    """
+
+    pairs: int = 10_000
+    distilled: bool = True
+    glances: tuple[float, float] = (0.5, 0.3)
+    smoothing: float = 0.1
+
+    @property
+    def parent(self) -> str | None:
+        """The verifier: its encoder is where this one starts, and its outputs are what it learns."""
+        return self.teacher
 
 
 _SHARED = {"vocab_size": VOCABULARY, "tie_word_embeddings": True, "rope_theta": 10_000.0, "max_position_embeddings": 2048, "head_dim": 64}
@@ -86,6 +132,52 @@ RECIPES: dict[str, Recipe] = {
             teacher="pocket-code",
             distil_from=0.35,
         ),
+        EditRecipe(
+            name="pocket-edit",
+            description="Undoes typing slips in Python text, BART-class, 2.7M parameters; the target of the aggressive-decoding benchmarks",
+            shape={
+                "vocab_size": VOCABULARY,
+                "max_position_embeddings": 256,
+                "d_model": 192,
+                "encoder_layers": 3,
+                "decoder_layers": 2,
+                "encoder_attention_heads": 6,
+                "decoder_attention_heads": 6,
+                "encoder_ffn_dim": 384,
+                "decoder_ffn_dim": 384,
+                "dropout": 0.0,  # no text is seen twice
+            },
+            tokens=8_000_000,
+            time_share=0.6,
+            # Copying is learnt on short spans, where there is little to confuse; long ones only have to stretch it.
+            phases=(Phase(0.0, 32), Phase(0.12, 64), Phase(0.4, 128)),
+            tokens_per_step=2048,
+            warmup_tokens=60_000,
+            weight_decay=0.0,
+        ),
+        NatRecipe(
+            name="pocket-edit-nat",
+            description="Non-autoregressive drafter for pocket-edit: fills 25 slots in one pass, 2.6M parameters",
+            shape={
+                "vocabulary": VOCABULARY,
+                "width": 192,
+                "heads": 6,
+                "encoder_layers": 3,
+                "decoder_layers": 2,
+                "encoder_ffn": 384,
+                "decoder_ffn": 256,
+                "positions": 256,
+                "block": 25,
+                "dropout": 0.0,
+            },
+            tokens=8_000_000,
+            time_share=0.4,
+            phases=(Phase(0.0, 48), Phase(0.2, 128)),
+            tokens_per_step=1536,
+            warmup_tokens=60_000,
+            weight_decay=0.0,
+            teacher="pocket-edit",
+        ),
     )
 }
 
@@ -101,25 +193,53 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def smoke(full: Recipe) -> Recipe:
-    """The same recipe shrunk to train in seconds: for tests and for trying out a change. Its output is noise."""
-    shape = {
-        **full.shape,
+_SMOKE_SHAPES: dict[type[Recipe], dict[str, int]] = {
+    Recipe: {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "head_dim": 16,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-    }
-    return replace(full, shape=shape, tokens=8192, tokens_per_step=512, warmup_tokens=1024, phases=(Phase(0.0, 64), Phase(0.5, 128)))
+    },
+    EditRecipe: {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    },
+    NatRecipe: {
+        "width": 32,
+        "heads": 2,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn": 64,
+        "decoder_ffn": 32,
+    },
+}
+_SMOKE_OPTIONS: dict[type[Recipe], dict[str, int]] = {NatRecipe: {"pairs": 32}}
+
+
+def smoke(full: Recipe) -> Recipe:
+    """The same recipe shrunk to train in seconds: for tests and for trying out a change. Its output is noise."""
+    shape = {**full.shape, **_SMOKE_SHAPES[type(full)]}
+    options: dict[str, Any] = {"shape": shape, **_SMOKE_OPTIONS.get(type(full), {})}
+    return replace(full, tokens=8192, tokens_per_step=512, warmup_tokens=1024, phases=(Phase(0.0, 64), Phase(0.5, 128)), **options)
 
 
 def build_order(names: Sequence[str] | None) -> list[Recipe]:
-    """Recipes to run for `names` (all when None), every teacher before its students; teachers that were not named are not added.
+    """Recipes to run for `names` (all when None), every parent before its children; parents that were not named are not added.
 
     Raises:
         UsageError: if a name is unknown.
     """
     wanted = [recipe(name) for name in (names or list(RECIPES))]
-    return sorted(wanted, key=lambda item: (item.teacher is not None, list(RECIPES).index(item.name)))
+    return sorted(wanted, key=lambda item: (_generation(item), list(RECIPES).index(item.name)))
+
+
+def _generation(item: Recipe) -> int:
+    """How many models must have been made before this one."""
+    return 0 if item.parent is None else 1 + _generation(RECIPES[item.parent])

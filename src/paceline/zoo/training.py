@@ -7,7 +7,6 @@ on the machine's speed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -16,13 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from paceline.core.errors import CheckpointError
-from paceline.zoo.network import logits_of, new_network
-from paceline.zoo.packing import PackedDocuments
+from paceline.zoo.courses import Course, Place
 from paceline.zoo.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -53,24 +49,22 @@ class Trainer:
 
     Args:
         recipe: what to train.
-        data: packed training documents.
+        course: the batches, the network and the loss.
         folder: work folder of this model; holds checkpoint and metrics.
         device: where to train.
         limit_seconds: time limit, or None for the token budget alone.
-        teacher: frozen model to distil from; required if the recipe names one.
         checkpoint_seconds: time between checkpoints.
-        validate: called now and then with the model, returns validation bits per byte for the metrics file.
+        validate: called now and then with the model, returns figures for the metrics file.
         on_step: called after every step with (share of the schedule, metrics), for progress displays.
     """
 
     recipe: Recipe
-    data: PackedDocuments
+    course: Course
     folder: Path
     device: torch.device
     limit_seconds: float | None = None
-    teacher: nn.Module | None = None
     checkpoint_seconds: float = 180.0
-    validate: Callable[[nn.Module], float] | None = None
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
     validate_every: int = 500
     on_step: Callable[[float, dict[str, float]], None] | None = None
     model: nn.Module = field(init=False)
@@ -78,10 +72,8 @@ class Trainer:
     progress: Progress = field(default_factory=Progress, init=False)
 
     def __post_init__(self) -> None:
-        if self.recipe.teacher and self.teacher is None:
-            raise CheckpointError(f"{self.recipe.name} is distilled from {self.recipe.teacher}, which is not built; build it first")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model = new_network(self.recipe.shape, self.recipe.seed, self.teacher).to(self.device)
+        self.model = self.course.network().to(self.device)
         self.optimizers = make_optimizers(self.model, self.recipe)
 
     def run(self, resume: bool = True, max_steps: int | None = None) -> Progress:
@@ -141,53 +133,35 @@ class Trainer:
     def fingerprint(self) -> str:
         """Identifies recipe and corpus; a checkpoint of another one is refused."""
         decisive = {key: value for key, value in asdict(self.recipe).items() if key != "description"}
-        return json.dumps([decisive, self.data.tokens, self.data.seed], sort_keys=True, default=dict)
+        return json.dumps([decisive, *self.course.signature()], sort_keys=True, default=dict)
 
     def _step(self) -> dict[str, float]:
         share = self.progress.share(self.recipe, self.limit_seconds)
-        context = self.recipe.context_at(share)
-        rows = max(1, self.recipe.tokens_per_step // context)
-        batch = self.data.batch(self.progress.tokens, rows, context).to(self.device)
+        place = Place(self.progress.step, self.progress.tokens, share, self.recipe.context_at(share))
         scale = self._learning_rate_scale(share)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
-        teacher = self.teacher if share >= self.recipe.distil_from else None
-        loss, entropy = self._loss(batch, teacher)
-        loss.backward()
+        lesson = self.course.lesson(self.model, place)
+        lesson.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.progress.tokens += rows * context
+        self.progress.tokens += lesson.tokens
         return {
-            "cross_entropy": float(entropy),
-            "loss": float(loss.detach()),
+            "cross_entropy": float(lesson.cross_entropy),
+            "loss": float(lesson.loss.detach()),
             "grad_norm": float(norm),
             "lr_scale": scale,
-            "context": context,
+            "context": place.context,
         }
 
     def _learning_rate_scale(self, share: float) -> float:
         """Linear warm-up by tokens, then linear decay to zero over the whole schedule."""
         warmup = min(1.0, (self.progress.tokens + self.recipe.tokens_per_step) / self.recipe.warmup_tokens)
         return warmup * (1.0 - share)
-
-    def _loss(self, batch: Int[Tensor, "rows context_plus_1"], teacher: nn.Module | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """(training loss, cross-entropy), both in nats per token."""
-        inputs, targets = batch[:, :-1], batch[:, 1:].reshape(-1)
-        with _precision(self.device):
-            logits = logits_of(self.model, inputs)
-        log_probs = torch.log_softmax(logits.float().flatten(0, 1), dim=-1)
-        entropy = F.nll_loss(log_probs, targets)
-        if teacher is None:
-            return entropy, entropy.detach()
-        with torch.inference_mode(), _precision(self.device):
-            wanted = torch.log_softmax(logits_of(teacher, inputs).float().flatten(0, 1), dim=-1)
-        divergence = F.kl_div(log_probs, wanted.clone(), log_target=True, reduction="batchmean")
-        weight = self.recipe.distil_weight
-        return weight * divergence + (1 - weight) * entropy, entropy.detach()
 
     def _finish_if_due(self) -> None:
         if self.progress.tokens >= self.recipe.tokens:
@@ -206,7 +180,7 @@ class Trainer:
     def _report(self, metrics: dict[str, float]) -> None:
         record: dict[str, Any] = {**asdict(self.progress), **metrics}
         if self.validate and (self.progress.step % self.validate_every == 0 or self.progress.ended_by):
-            record["validation_bits_per_byte"] = self.validate(self.model)
+            record |= self.validate(self.model)
             self.model.train()
         with (self.folder / METRICS).open("a") as log:
             log.write(json.dumps(record) + "\n")
@@ -215,8 +189,9 @@ class Trainer:
 
 
 def make_optimizers(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW without weight decay for embedding and norms."""
-    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    """Muon for the hidden matrices, AdamW without weight decay for embeddings (tied or not), norms and biases."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and id(p) not in tables and "lm_head" not in name]
     chosen = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -225,8 +200,3 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optim
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return muon, adamw
-
-
-def _precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 on GPUs; fp32 on CPUs, where it trained these sizes 1.5 times as fast as bf16 autocast (AVX-512 without AMX, torch 2.13)."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()

@@ -61,7 +61,8 @@ def yardstick(rig: Rig, prompts: Prompts, max_tokens: int) -> Yardstick:
     path = PlainPath(rig.target.runner.decoder, rig.target.runner.exact)
     noise, largest = 0.0, 0.0
     for prompt, output in zip(prompts, outputs, strict=True):
-        again = path.all_logits([*prompt, *output[:-1]])[len(prompt) - 1 :]
+        ids, source = rig.target.runner.decoder.config.target_of(prompt)
+        again = path.all_logits([*ids, *output[:-1]], source)[len(ids) - 1 :]
         for at, row in enumerate(again):
             noise = max(noise, float((keep_row(row) - listener.heard[prompt, at]).abs().max()))
         largest = max(largest, float(again.abs().max()))

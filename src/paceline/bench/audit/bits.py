@@ -40,7 +40,7 @@ def check_bits(rig: Rig, llm: LLM, prompts: Prompts, max_tokens: int, *, promise
         compared += len(both)
         same += sum(plain[place] == listener.heard[place] for place in both)
         chains_only &= listener.chains_only
-    covered = chains_only or rig.target.runner.decoder.kernels is not None
+    covered = chains_only or rig.target.runner.decoder.stack is not None
     outcome = Outcome.MEASURED
     if promised and covered:
         outcome = Outcome.PASSED if same == compared else Outcome.FAILED

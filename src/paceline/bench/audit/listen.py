@@ -42,7 +42,7 @@ class Listener(Verifier, Generic[T]):
             self.chains_only &= tree.is_chain
             done = len(sequence.tokens) - sequence.prompt_length
             for node in (ROOT, *verdict.accepted):
-                self.heard[sequence.request.ids, done + tree.depth[node]] = self.keep(logits[start + node])
+                self.heard[sequence.request.prompt, done + tree.depth[node]] = self.keep(logits[start + node])
             start += len(tree)
         return verdicts
 

@@ -25,6 +25,7 @@ from paceline.core.tree import ROOT, TokenTree
 from paceline.engine.runner import make_runner
 from paceline.memory.ledger import Ledger
 from paceline.models.decoder import Decoder
+from paceline.models.encoder import encode_sources
 from paceline.verification.processors import Processor
 from paceline.verification.verifier import Verifier
 
@@ -76,27 +77,36 @@ class PlainPath:
         self.decoder, self.exact = decoder, exact
         self._verifier = Verifier()
 
-    def logits(self, ids: list[int]) -> Float[Tensor, " vocabulary"]:
-        """Raw logits behind a prefix, in float64 on the host."""
-        return self.all_logits(ids, last_only=True)[0]
+    def logits(self, ids: list[int], source: tuple[int, ...] = ()) -> Float[Tensor, " vocabulary"]:
+        """Raw logits behind a prefix, in float64 on the host. Arguments as for `all_logits`."""
+        return self.all_logits(ids, source, last_only=True)[0]
 
-    def all_logits(self, ids: list[int], last_only: bool = False) -> Float[Tensor, "rows vocabulary"]:
-        """Raw logits behind every prefix (or the whole alone), in float64 on the host."""
+    def all_logits(self, ids: list[int], source: tuple[int, ...] = (), last_only: bool = False) -> Float[Tensor, "rows vocabulary"]:
+        """Raw logits behind every prefix (or the whole alone), in float64 on the host.
+
+        Args:
+            ids: the sequence; of an encoder-decoder, the target.
+            source: what an encoder-decoder makes it from.
+        """
         runner = make_runner(self.decoder, slots=len(ids) + 1, ledger=Ledger(), exact=self.exact, prefix_cache=False)
         memory = runner.memory.admit(ids)
+        with torch.inference_mode():
+            cross = encode_sources(self.decoder, [source])[0] if source else None
         parts = []
         for start in range(0, len(ids), CHUNK):
             rows = min(CHUNK, len(ids) - start)
             memory.reserve(rows)
             wanted = [rows - 1] if last_only else None
-            batch = ForwardBatch(ids[start : start + rows], range(start, start + rows), [Segment(memory, rows)], wanted)
+            batch = ForwardBatch(ids[start : start + rows], range(start, start + rows), [Segment(memory, rows, cross=cross)], wanted)
             parts.append(runner.forward(batch).logits.to("cpu", torch.float64))
             memory.commit(range(rows))
         return parts[-1] if last_only else torch.cat(parts)
 
     def margin(self, prompt: list[int], output: list[int], sampling: Sampling, plain: int, other: int) -> Margin:
         """How close the two choices are after `output`: read anew, the prefix may favour either."""
-        logits = self.logits(prompt + output)
+        ids, source = self.decoder.config.target_of(tuple(prompt))
+        prompt = list(ids)
+        logits = self.logits(prompt + output, source)
         pick = _Pick(self._verifier, prompt, output, sampling, logits)
         best = _processed(prompt, output, sampling, logits).topk(2).values
         allowed = tolerance(logits, self.decoder.dtype)

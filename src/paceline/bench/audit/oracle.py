@@ -51,7 +51,7 @@ class OracleDrafter:
     def _tree(self, sequence: Sequence, limit: DraftLimits) -> TokenTree:
         done = len(sequence.tokens) - sequence.prompt_length
         length = min(self.length, limit.depth, limit.nodes // 3 if self.branches else limit.nodes)
-        right = list(self.answers.get(sequence.request.ids, ()))[done : done + length]
+        right = list(self.answers.get(sequence.request.prompt, ()))[done : done + length]
         if not right:
             return TokenTree.chain(sequence.tokens[-1])
         draft = [self._wrong(token, 1) if self._errs(done + at) else token for at, token in enumerate(right)]

@@ -52,7 +52,7 @@ def audit_prompts(llm: LLM, given: Sequence[Prompt] | None, max_tokens: int, see
     if given is not None:
         if not given:
             raise UsageError("the list of prompts is empty; give at least one, or leave it out")
-        ids = tuple(prompt_ids(prompt, llm.tokenizer, llm.vocabulary) for prompt in given)
+        ids = tuple(prompt_ids(prompt, llm.tokenizer, llm.prompt_vocabulary) for prompt in given)
         longest = max(map(len, ids))
         if longest > room:
             raise UsageError(f"a prompt has {longest} tokens, but with max_tokens={max_tokens} the context leaves room for {room}")
@@ -75,7 +75,7 @@ def random_prompts(llm: LLM, count: int, room: int, seed: int) -> tuple[tuple[in
     prompts = []
     for index in range(count):
         length = min(LENGTHS[index % len(LENGTHS)], room)
-        ids = [key(seed, index, at) % llm.vocabulary for at in range(length)]
+        ids = [key(seed, index, at) % llm.prompt_vocabulary for at in range(length)]
         if index:
             for at, token in enumerate(special):
                 ids[key(seed, index, length + at) % length] = token

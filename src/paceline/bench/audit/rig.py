@@ -16,6 +16,7 @@ from paceline.engine.loop import Engine, EngineConfig
 from paceline.engine.output import Output
 from paceline.engine.runner import Runner, make_runner
 from paceline.memory.ledger import Ledger
+from paceline.models.nat import NatDrafter
 from paceline.scheduling.continuous import SchedulerConfig
 
 Prompts = Sequence[tuple[int, ...]]
@@ -28,13 +29,15 @@ class Rig:
 
     Args:
         target: an `LLM` whose weights (and exactness of packing) every engine shares.
-        draft: likewise for the draft model, if there is one.
+        draft: likewise for the draft model, or a draft network that is no decoder, if there is one.
         exact: bit-exact mode for every engine.
+        batching: of engines with a method; those of plain decoding and those put together by hand use token slots.
     """
 
     target: LLM
-    draft: LLM | None = None
+    draft: LLM | NatDrafter | None = None
     exact: bool = False
+    batching: str = "ragged"
 
     @property
     def subject(self) -> str:
@@ -53,6 +56,7 @@ class Rig:
             kv_tokens=slots_for(prompts, max_tokens),
             max_sequences=len(prompts),
             prefix_cache=prefix_cache,
+            batching="ragged" if method == "none" else self.batching,
             **draft,
         )
 
@@ -62,7 +66,7 @@ class Rig:
         slots = slots_for(prompts, max_tokens)
         base = make_runner(self.target.runner.decoder, slots=slots, ledger=ledger, exact=self.target.runner.exact, prefix_cache=False)
         config = EngineConfig(SchedulerConfig(max_sequences=len(prompts)))
-        engine = Engine(runner(base.decoder, base.memory, base.exact), drafter, self.target.tokenizer, config)
+        engine = Engine(runner(base.decoder, base.memory, base.exact, base.sources), drafter, self.target.tokenizer, config)
         return LLM(engine, self.target.tokenizer, ledger, self.target.name, "hand-made")
 
     def draft_runner(self, prompts: Prompts, max_tokens: int) -> Runner:
@@ -71,7 +75,7 @@ class Rig:
         Raises:
             UsageError: if there is none.
         """
-        if self.draft is None:
+        if not isinstance(self.draft, LLM):
             raise UsageError("this audit needs a draft model; name one with draft=... (--draft)")
         return make_runner(self.draft.runner.decoder, slots=slots_for(prompts, max_tokens), ledger=Ledger(), prefix_cache=False)
 

@@ -8,11 +8,14 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
+from torch import nn
+
 from paceline.bench.audit import controls as faulty
 from paceline.bench.audit import toy_checks
 from paceline.bench.audit.agreement import Yardstick, check_agreement, yardstick
 from paceline.bench.audit.bits import check_bits
 from paceline.bench.audit.certificate import Certificate, Check, Control, Outcome
+from paceline.bench.audit.denoising import audit_denoising
 from paceline.bench.audit.identity import GREEDY_SETTINGS, SAMPLED_SETTINGS, check_identity, reference
 from paceline.bench.audit.prompts import PromptSet, audit_prompts
 from paceline.bench.audit.rig import Prompts, Rig
@@ -20,10 +23,14 @@ from paceline.bench.audit.weights import weights_digest
 from paceline.bench.machine import describe_machine
 from paceline.bench.report import command_line, public_name
 from paceline.core import registry
+from paceline.core.errors import UsageError
 from paceline.core.guarantee import Guarantee
 from paceline.core.sampling import Sampling
+from paceline.engine.draft_network import open_network
+from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.engine.prompts import Prompt
+from paceline.models.nat import NatDrafter
 
 Progress = Callable[[str, int, int], None]
 FEW_PROMPTS = 6  # whose logits are kept, and on which the loop is broken
@@ -38,6 +45,7 @@ def run_audit(
     dtype: str | None = None,
     device: str | None = None,
     exact: bool = False,
+    batching: str = "ragged",
     prompts: Sequence[Prompt] | None = None,
     max_tokens: int = 64,
     sampling_checks: bool = True,
@@ -52,6 +60,7 @@ def run_audit(
         dtype: of weights and KV; float32 by default, where only near-ties can differ, or bfloat16 with `exact`.
         device: where to run.
         exact: bit-exact mode: logits must be identical bit for bit, and no tie is excused.
+        batching: how the audited engine puts sequences into one forward; the plain decoding it is compared with uses token slots.
         prompts: what to decode; held-out Python text and random ids by default.
         max_tokens: tokens per output. End-of-sequence ids do not end an output.
         sampling_checks: check sampling as well as greedy decoding.
@@ -66,18 +75,17 @@ def run_audit(
         UsageError: for options that do not fit together.
         CheckpointError: for models that cannot be read.
     """
-    return _Audit(model, method, draft, dtype or ("bfloat16" if exact else "float32"), device, exact, max_tokens, seed, on_progress).run(
-        prompts, sampling_checks, controls
-    )
+    if method == "none" and batching != "ragged":
+        raise UsageError(f"batching={batching!r} is compared with method 'none' over token slots; name another method, as draft-model")
+    chosen = dtype or ("bfloat16" if exact else "float32")
+    audited = _Audit(model, method, draft, chosen, device, exact, batching, max_tokens, seed, on_progress)
+    return audited.run(prompts, sampling_checks, controls)
 
 
 def guarantee_of(method: str) -> dict[str, Guarantee]:
     """What a method string declares: for methods joined by `+`, the weakest of each mode."""
-    methods = [choice.method for choice in registry.parse(method)]
-    return {
-        "greedy": min((method.greedy for method in methods), key=STRENGTH.index),
-        "sampling": min((method.sampling for method in methods), key=STRENGTH.index),
-    }
+    greedy, sampling = zip(*(choice.guarantees for choice in registry.parse(method)), strict=True)
+    return {"greedy": min(greedy, key=STRENGTH.index), "sampling": min(sampling, key=STRENGTH.index)}
 
 
 @dataclass(slots=True)
@@ -88,6 +96,7 @@ class _Audit:
     dtype: str
     device: str | None
     exact: bool
+    batching: str
     max_tokens: int
     seed: int
     on_progress: Progress | None
@@ -100,6 +109,12 @@ class _Audit:
         self._tell("loading", 0, 1)
         rig = self._rig()
         chosen = audit_prompts(rig.target, prompts, self.max_tokens, self.seed)
+        if rig.target.denoises:
+            lossless, tell = promise["greedy"].lossless, self._tell
+            self.checks, self.found = audit_denoising(
+                rig, self.method, chosen.ids, self.max_tokens, promised=lossless, controls=controls, tell=tell
+            )
+            return self._certificate(rig, chosen, promise, sampling_checks, controls, perf_counter() - start)
         measure, drift = self._greedy(rig, chosen.ids, promise["greedy"].lossless)
         if sampling_checks:
             self._sampling(rig, chosen.ids, promise["sampling"].lossless)
@@ -110,10 +125,11 @@ class _Audit:
     def _rig(self) -> Rig:
         """Load target and draft once. Their own memories are tiny; every check brings an engine with its own."""
         target = load(self.model, "none", dtype=self.dtype, device=self.device, exact=self.exact, kv_tokens=2, prefix_cache=False)
-        draft = None
-        if self.draft is not None:
-            draft = load(self.draft, "none", dtype=self.dtype, device=self.device, kv_tokens=2, prefix_cache=False)
-        return Rig(target, draft, self.exact)
+        network = open_network(self.draft, target.runner.decoder, target.ledger)
+        if network is not None or self.draft is None:
+            return Rig(target, network, self.exact, self.batching)
+        draft = load(self.draft, "none", dtype=self.dtype, device=self.device, kv_tokens=2, prefix_cache=False)
+        return Rig(target, draft, self.exact, self.batching)
 
     def _greedy(self, rig: Rig, prompts: Prompts, promised: bool) -> tuple[Yardstick, dict[bool, float]]:
         """Greedy identity, logit agreement, and bit identity in bit-exact mode. Returns what the controls are measured by."""
@@ -178,14 +194,15 @@ class _Audit:
         return Certificate(
             model=rig.subject,
             weights_sha256=weights_digest(self.model, decoder),
-            draft=None if rig.draft is None else public_name(rig.draft.name),
-            draft_sha256=None if rig.draft is None else weights_digest(self.draft, rig.draft.runner.decoder),
+            draft=None if rig.draft is None else public_name(rig.draft.name if isinstance(rig.draft, LLM) else str(self.draft)),
+            draft_sha256=None if rig.draft is None else weights_digest(self.draft, _network(rig.draft)),
             method=self.method,
             guarantee={mode: str(guarantee) for mode, guarantee in promise.items()},
             settings={
                 "dtype": str(decoder.dtype).removeprefix("torch."),
                 "device": str(decoder.device),
                 "exact": self.exact,
+                "batching": self.batching,
                 "max_tokens": self.max_tokens,
                 "seed": self.seed,
                 "sampling_checks": sampling,
@@ -215,6 +232,11 @@ class _Audit:
             self._tell(stage, done, total)
 
         return step
+
+
+def _network(draft: LLM | NatDrafter) -> nn.Module:
+    """The weights of a draft."""
+    return draft.runner.decoder if isinstance(draft, LLM) else draft
 
 
 def _few(prompts: Prompts) -> Prompts:

@@ -63,7 +63,7 @@ def toy_rig() -> Rig:
 
 def laws(rig: Rig, sampling: Sampling) -> tuple[LawOf, LawOf]:
     """Next-token laws of target and draft behind the prompt."""
-    assert rig.draft is not None
+    assert isinstance(rig.draft, LLM)
     return law_of_model(rig.target.runner.decoder, PROMPT, sampling), law_of_model(rig.draft.runner.decoder, PROMPT, sampling)
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from paceline.models.decoder import Decoder
+from torch import nn
 
 BLOCK = 1 << 22
 
 
-def weights_digest(model: Any, decoder: Decoder) -> str | None:
+def weights_digest(model: Any, decoder: nn.Module) -> str | None:
     """SHA-256 of a model's weights.
 
     Args:
