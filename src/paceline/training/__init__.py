@@ -1,0 +1,1 @@
+"""Training: recipes for what speculative methods need learnt."""
