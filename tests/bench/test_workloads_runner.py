@@ -140,7 +140,7 @@ def test_bench_records_and_resumes(tmp_path: Path) -> None:
     assert set(again) == {"undraftable, batch 1: kept", "undraftable, batch 2: kept"}
     assert kept.rows == stored["rows"]
 
-    wider = BenchSettings(("prompt-lookup", "auto"), ("undraftable",), (1, 2), prompts=2, max_tokens=6, repeats=1)
+    wider = BenchSettings(("prompt-lookup", "auto"), ("undraftable",), (1, 2), memories=("cold",), prompts=2, max_tokens=6, repeats=1)
     more = run_bench(target, wider, out=path, resume=True)
     assert [row["method"] for row in more.rows] == ["none", "prompt-lookup", "auto"] * 2
     with pytest.raises(UsageError, match="max_tokens=6, not 7"):

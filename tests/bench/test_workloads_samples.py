@@ -86,7 +86,7 @@ def test_samples_of_a_prompt_are_rows_of_the_bench() -> None:
 
 def test_every_contender_draws_the_same_number_of_samples() -> None:
     cell = Cell("best-of-4", [PROMPT], SAMPLED, 10, 2, repeats=2, samples=4, coupled=False)
-    contenders = [MethodContender(method, engine(method)) for method in ("none", "stand:nodes=8")]
+    contenders = [MethodContender(method, engine(method)) for method in ("none", "stand:nodes=8,budget=fixed")]
     rows = run_cell(cell, contenders)
     assert all(row["output_tokens"] == 40 for row in rows)
     assert all(row["samples"] == 4 for row in rows)

@@ -51,6 +51,20 @@ def test_prompts_are_released_and_outputs_stay() -> None:
     assert sequence.uid not in drafter._rows
 
 
+def test_answers_that_others_drafted_are_learned_too() -> None:
+    """As under `auto`, while another drafter is the faster one."""
+    drafter = lookahead()
+    sequence = Sequence(0, Request((5, 18), max_tokens=30))
+    while sequence.remaining > 0:
+        sequence.tokens.append(cycle(sequence.tokens))
+    drafter.release(sequence)
+    assert len(drafter.stores) == 0, "not while it may go on"
+    sequence.finish_reason = FinishReason.LENGTH
+    drafter.release(sequence)
+    _, trees = play(drafter, [5, 18], 30, cycle)
+    assert len(trees) < 10
+
+
 def test_id_zero_is_like_any_other() -> None:
     drafter = lookahead()
     drafter.learn([4, 0, 5, 0, 0, 6])

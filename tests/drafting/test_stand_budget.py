@@ -92,8 +92,10 @@ def test_patience_doubles_while_tries_fail_and_returns_with_success() -> None:
     tries = [at for at, due in enumerate(pauses) if due]
     assert tries[0] == FEW - 1
     assert tries[-1] - tries[-2] == SELDOM
+    assert [step for step in range(9) if patience.learns(step)] == [0, 4, 8]
     patience.judged(True, accepted=True)
     assert patience.pause == FEW
+    assert all(patience.learns(step) for step in range(9))
 
 
 def test_copies_fill_in_where_the_table_knows_nothing() -> None:

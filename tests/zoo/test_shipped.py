@@ -14,13 +14,13 @@ from paceline.zoo.evaluation import acceptance_by_depth, bits_per_byte, encode
 from paceline.zoo.network import load_network, parameter_count
 from paceline.zoo.packing import encode_documents
 from paceline.zoo.prompts import held_out_prompts
-from paceline.zoo.recipes import RECIPES, NatRecipe, Recipe
+from paceline.zoo.recipes import RECIPES, DenoiseRecipe, NatRecipe, Recipe
 from paceline.zoo.registry import resolve
 from paceline.zoo.tokenizer import load_tokenizer
 
 MAX_BYTES = 16 * 10**6
 LANGUAGE_MODELS = [name for name, made in RECIPES.items() if type(made) is Recipe]
-WITH_TOKENIZER = [name for name, made in RECIPES.items() if not isinstance(made, NatRecipe)]
+WITH_TOKENIZER = [name for name, made in RECIPES.items() if not isinstance(made, (NatRecipe, DenoiseRecipe))]
 
 
 def folder_of(name: str) -> Path:

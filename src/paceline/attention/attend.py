@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paceline.attention.plan import AttentionPlan, Lanes, Reach
+from paceline.core.errors import UsageError
 
 
 def attend(
@@ -22,6 +23,7 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     bias: Sequence[Float[Tensor, "heads segment_rows keys"]] | None = None,
+    layer: int = 0,
 ) -> Float[Tensor, "rows heads head_dim"]:
     """Attention of every row over its own sequence's keys.
 
@@ -35,21 +37,32 @@ def attend(
         window: of this layer, in positions.
         softcap: `cap * tanh(score / cap)` on scores.
         bias: per segment, what is added to the scores of each head, visibility included (`-inf` hides a key).
+        layer: of the decoder, for segments that bring an attention of their own.
+
+    Raises:
+        UsageError: if a segment brings its own attention to a layer that has a window, a soft cap or a bias.
     """
+    own = plan.own
+    if own and (bias is not None or window is not None or softcap is not None):
+        raise UsageError("attention patterns cover plain layers only: no windows, soft caps or score biases; use attention=dense")
     if bias is not None:
         return _biased(query, keys, values, plan.reaches(window), bias, scale)
     heads, kv_heads = query.shape[1], keys.shape[1]
     groups = heads // kv_heads
-    lanes = plan.lanes(window) if softcap is None else None
+    lanes = plan.lanes(window) if softcap is None and not own else None
     if lanes is not None:
         return _laned(query, keys, values, lanes, plan.folded_lane_mask(window, groups), scale)
     reaches = plan.reaches(window)
     masks = plan.folded_masks(window, groups)
-    if len(reaches) == 1 and plan.exact is None:
+    if len(reaches) == 1 and plan.exact is None and not own:
         return attend_one(query, keys, values, reaches[0], masks[0], scale, softcap)
     out = torch.zeros_like(query)  # rows of no segment are padding
-    for reach, mask in zip(reaches, masks, strict=True):
+    for segment, reach, mask in zip(plan.segments, reaches, masks, strict=True):
         rows = query[reach.rows]
+        if segment.attention is not None:
+            real = segment.memory.length + segment.span
+            out[reach.rows] = segment.attention(layer, rows, keys[reach.keys][:real], values[reach.keys][:real], scale)
+            continue
         if reach.mask is not None and len(reach.mask) > len(rows):  # padded to the plan's minimum height
             rows = F.pad(rows, (0, 0, 0, 0, 0, len(reach.mask) - len(rows)))
         out[reach.rows] = attend_one(rows, keys, values, reach, mask, scale, softcap)[: reach.rows.stop - reach.rows.start]

@@ -100,6 +100,11 @@ class AttentionPlan:
         adjacent = slots == list(range(first, first + rows))
         self.write = slice(first, first + rows) if adjacent else torch.tensor(slots, device=self.device)
 
+    @property
+    def own(self) -> bool:
+        """Whether a segment brings an attention of its own."""
+        return any(segment.attention is not None for segment in self.segments)
+
     def reaches(self, window: int | None) -> list[Reach]:
         """One reach per segment for layers of this window."""
         if window not in self._reaches:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paceline.denoising.base import canvases
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 
@@ -36,7 +37,7 @@ class Run:
 
 def run_method(model: LLM, method: str, prompts: Sequence[Sequence[int]], max_tokens: int, batch: int = 1) -> Run:
     """Decode all prompts greedily, `batch` at a time; ends of text do not end an answer, so that all are of one length."""
-    room = batch * (max(map(len, prompts)) + max_tokens + 64)
+    room = batch * (max(map(len, prompts)) + max_tokens + 64) * canvases(method)
     llm = load(model, method, device=model.runner.decoder.device, kv_tokens=room, max_sequences=batch, max_rows=1 << 20, prefix_cache=False)
     llm.generate([list(prompts[0])], max_tokens=max_tokens, ignore_eos=True)  # first calls cost more
     start = perf_counter()

@@ -23,7 +23,7 @@ def bench(
     draft: options.Draft = None,
     batching: options.Batching = "ragged",
     workloads: Annotated[
-        str | None, typer.Option("--workloads", metavar="A,B", help="Default: the usual ones, best-of-8 among them.", rich_help_panel=MEASURED)
+        str | None, typer.Option("--workloads", metavar="A,B", help="Default: the usual ones, best-of-8 too.", rich_help_panel=MEASURED)
     ] = None,
     batch: Annotated[str, typer.Option("--batch", metavar="1,8", help="Batch sizes.", rich_help_panel=MEASURED)] = "1,4,8,16",
     memory: Annotated[

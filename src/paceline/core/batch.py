@@ -35,6 +35,20 @@ class CrossView(Protocol):
         """Values of the source, layer by layer."""
 
 
+class SegmentAttention(Protocol):
+    """Attention of one segment's rows in place of the usual one: patterns of its own, layer by layer and head by head."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: Float[Tensor, "rows heads head_dim"],
+        keys: Float[Tensor, "keys kv_heads head_dim"],
+        values: Float[Tensor, "keys kv_heads head_dim"],
+        scale: float,
+    ) -> Float[Tensor, "rows heads head_dim"]:
+        """What the rows read; keys in logical order, rotated, those of the rows included."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """The consecutive rows of one sequence inside a forward.
@@ -52,6 +66,7 @@ class Segment:
         canvas: every row sees every scratch slot below this, before and behind it, written by this forward or an earlier one; `mask` is
             then `None`. Bidirectional models keep their whole canvas there.
         cross: the source that an encoder-decoder's rows read beside their own past.
+        attention: replaces the usual attention; with `canvas` only, in layers without window or soft cap.
     """
 
     memory: MemoryView
@@ -61,6 +76,7 @@ class Segment:
     scratch_positions: Sequence[int] | None = None
     canvas: int | None = None
     cross: CrossView | None = None
+    attention: SegmentAttention | None = None
 
     @property
     def span(self) -> int:

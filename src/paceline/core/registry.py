@@ -147,6 +147,34 @@ METHODS: tuple[Method, ...] = (
         "paceline.denoising.factor:Factor",
         paper="Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618",
     ),
+    Method(
+        "freedave",
+        "denoising",
+        "diffusion models: verifies several steps of static decoding per forward and keeps its tokens (with a threshold: approximate)",
+        *EXACT,
+        "paceline.denoising.freedave:FreeDave",
+        paper="Wu & Zhang 2025 (FreeDave), arXiv 2510.00294",
+    ),
+    Method(
+        "localleap",
+        "denoising",
+        "diffusion models: near positions that are very sure, moderately sure ones are decided as well",
+        Guarantee.BOUNDED,
+        Guarantee.BOUNDED,
+        "paceline.denoising.localleap:LocalLeap",
+        paper="Kong et al. 2025 (LocalLeap), arXiv 2510.07081",
+    ),
+    Method(
+        "learn2pd",
+        "denoising",
+        "diffusion models: a trained filter says which predictions of a block are final, and decides those at once",
+        Guarantee.BOUNDED,
+        Guarantee.BOUNDED,
+        "paceline.denoising.learn2pd:Learn2PD",
+        paper="Learning to Parallel (Learn2PD) 2025, arXiv 2509.25188",
+        needs="filter file",
+        trains="a filter (paceline train learn2pd)",
+    ),
 )
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from paceline.attention.sparse_pattern import Select
+from paceline.core import registry
 from paceline.core.errors import UsageError
 from paceline.denoising.denoiser import WHOLE, Denoiser, StopRule
+from paceline.denoising.dkv import Center, Storable, delayed_policy
+from paceline.denoising.ending import Cut
 from paceline.denoising.policies import Blocks, Dual, ForwardPolicy, Prefix, Whole
 from paceline.denoising.reading import Measure, Reading
 from paceline.denoising.rules import CommitRule
+from paceline.denoising.sparsed import Sparse
 from paceline.models.config import DiffusionSpec
 
 USUAL_BLOCK = 32
-Cache = Literal["none", "prefix", "dual"]
+Cache = Literal["none", "prefix", "dual", "dkv-decode", "dkv-prefill", "dkv-pd", "dkv-greedy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +30,14 @@ class DenoiseContext:
         vocabulary: rows of its head.
         tokens: ids that the tokenizer has a token for; rows beyond are padding of the table.
         eos: ids that end an answer.
+        model: identity of its weights, for what was learnt for one model.
     """
 
     spec: DiffusionSpec
     vocabulary: int
     tokens: int
     eos: tuple[int, ...] = ()
+    model: str = ""
 
 
 class DenoisingMethod(Protocol):
@@ -51,34 +58,71 @@ class DenoisingConfig:
         block: tokens per block, decided from left to right; `whole` takes the answer as one block, `model` the block of a block-causal
             model and 32 for others.
         cache: `none` computes the whole canvas in every forward, `prefix` leaves out what lies before the block, `dual` what lies around
-            it; both refresh everything when a block begins. Block-causal models store finished blocks exactly and need none.
-        refresh: with a cache, also compute the whole canvas every so many steps of a block; 0 only when a block begins.
+            it; both refresh everything when a block begins. `dkv-decode` leaves out what was decided before the last step, `dkv-prefill`
+            the prompt, `dkv-pd` both, and `dkv-greedy` (with a random or sequential order) all but what the last step decided and this one
+            will. Block-causal models store finished blocks exactly and need none.
+        refresh: with a cache, also compute the whole canvas every so many steps of a block. 0 only when a block begins; for delayed caches
+            the usual number: 8 for `dkv-decode` and `dkv-pd` (4 in models with shifted predictions), 2 for `dkv-greedy`.
+        dkv_window: `dkv-greedy`: masked positions fed around each of those.
+        dkv_center: `dkv-greedy`: around what the last step decided (`prev`), or what this one will (`next`).
+        dkv_storable: delayed caches of models with shifted predictions: leave out positions that are decided and whose successor is
+            (`both`), whose successor is (`un`), or that are (`right`).
+        attention: `dense`, or `sparsed`: behind an answer's first steps every head reads only the blocks of keys that mattered to it there.
+        sparse_tile: `sparsed`: positions per block; 0 takes 32, or 128 for canvases of 4,096 positions and more.
+        sparse_keep: `sparsed`: share of blocks that are read; 0 takes 0.5, or 0.3 for those.
+        sparse_skip: `sparsed`: share of the planned steps that read everything; 1 is dense.
+        sparse_full: `sparsed`: number of such steps instead; 0 leaves it to `sparse_skip`.
+        sparse_select: `sparsed`: blocks of prompt and answer are chosen apart (`isolated`), together (`plain`), or as released code does
+            (`reference`).
         store: block-causal models: store a finished block in the forward that begins the next one (`joined`) or in one of its own.
         guidance: classifier-free guidance scale (`cfg_scale`); 0 is none.
         early_exit: stop when a finished block holds the end of the answer. The output is the same; the canvas behind it is not computed.
+        eotp: end-of-text prediction: cut what lies behind the end of the answer off the canvas once an end is decided (`committed`), or
+            merely predicted (`reference`, as released code does; it may cut answers off).
         double: read logits in float64 instead of float32.
     """
 
     block: int | Literal["model", "whole"] = "model"
     cache: Cache = "none"
     refresh: int = 0
+    dkv_window: int = 4
+    dkv_center: Center = "prev"
+    dkv_storable: Storable = "both"
+    attention: Literal["dense", "sparsed"] = "dense"
+    sparse_tile: int = 0
+    sparse_keep: float = 0.0
+    sparse_skip: float = 0.2
+    sparse_full: int = 0
+    sparse_select: Select = "isolated"
     store: Literal["joined", "own"] = "joined"
     guidance: float = 0.0
     early_exit: bool = True
+    eotp: Literal["off", "committed", "reference"] = "off"
     double: bool = False
 
     def __post_init__(self) -> None:
         rules = {
             "block": (not isinstance(self.block, int) or self.block > 0, "at least 1, or model, or whole"),
             "refresh": (
-                self.refresh >= 0 and not (self.refresh and self.cache == "none"),
-                "0, or steps between refreshes of a cache",
+                self.refresh >= 0 and not (self.refresh and self.cache in ("none", "dkv-prefill")),
+                "0, or steps between refreshes of a cache that has them",
             ),
+            "attention": (self.attention == "dense" or self.cache == "none", "dense with a cache: caches feed few rows, and gain little"),
+            "sparse_tile": (self.sparse_tile >= 0, "at least 0"),
+            "sparse_keep": (0 <= self.sparse_keep <= 1, "a share from 0 to 1"),
+            "sparse_skip": (0 <= self.sparse_skip <= 1, "a share from 0 to 1"),
+            "sparse_full": (self.sparse_full >= 0, "at least 0"),
+            "dkv_window": (self.dkv_window >= 0, "at least 0"),
             "guidance": (self.guidance >= 0, "at least 0"),
         }
         for name, (valid, wanted) in rules.items():
             if not valid:
                 raise UsageError(f"denoising option {name}={getattr(self, name)!r} must be {wanted}")
+
+
+def canvases(method: str) -> int:
+    """Slots that an answer takes at most with a method string, in canvases: more than one where several states share a forward."""
+    return max(getattr(choice.config(), "canvases", 1) for choice in registry.parse(method))
 
 
 def assemble(
@@ -108,8 +152,18 @@ def assemble(
     """
     never = () if compat else (context.spec.mask, *range(context.tokens, context.vocabulary))
     reading = Reading(measure, tuple(sorted({*never, *banned})), unsure, config.double)
-    policy = _policy(config, context.spec)
-    return Denoiser(context.spec, policy, rule, reading, StopRule(config.early_exit), _block(config, context.spec), config.guidance, steps)
+    policy = _policy(config, context.spec, rule)
+    return Denoiser(context.spec, policy, rule, reading, _stop(config, context), _block(config, context.spec), config.guidance, steps)
+
+
+def _stop(config: DenoisingConfig, context: DenoiseContext) -> StopRule:
+    if config.eotp == "off":
+        return StopRule(config.early_exit)
+    if context.spec.block is not None:
+        raise UsageError(f"denoising option eotp={config.eotp}: this model computes nothing behind a block; leave eotp out")
+    if not context.eos:
+        raise UsageError(f"denoising option eotp={config.eotp}: this model has no end-of-text id; leave eotp out")
+    return StopRule(config.early_exit, Cut(context.eos, config.eotp == "reference"))
 
 
 def _block(config: DenoisingConfig, spec: DiffusionSpec) -> int:
@@ -120,12 +174,20 @@ def _block(config: DenoisingConfig, spec: DiffusionSpec) -> int:
     return spec.block
 
 
-def _policy(config: DenoisingConfig, spec: DiffusionSpec) -> ForwardPolicy:
+def _policy(config: DenoisingConfig, spec: DiffusionSpec, rule: CommitRule) -> ForwardPolicy:
     if spec.block is not None:
         if spec.shifted:
             raise UsageError("block-causal models with shifted predictions are not supported")
         if config.cache != "none":
             raise UsageError(f"denoising option cache={config.cache}: this model stores finished blocks exactly; leave cache out")
+        if config.attention != "dense":
+            raise UsageError("denoising option attention=sparsed: this model sees no blocks behind its own; use attention=dense")
         return Blocks(joined=config.store == "joined")
+    if config.cache in ("dkv-decode", "dkv-prefill", "dkv-pd", "dkv-greedy"):
+        return delayed_policy(config.cache, spec, rule, config.refresh, config.dkv_window, config.dkv_center, config.dkv_storable)
+    if config.attention == "sparsed":
+        schedule = getattr(rule, "schedule", None)
+        shape = (config.sparse_tile, config.sparse_keep, config.sparse_skip, config.sparse_full, config.sparse_select)
+        return Sparse(Whole(), *shape, schedule)
     policies: dict[Cache, ForwardPolicy] = {"none": Whole(), "prefix": Prefix(config.refresh), "dual": Dual(config.refresh)}
     return policies[config.cache]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -40,6 +41,7 @@ class Canvas:
     aligned: bool
     mask: int
     seed: int
+    wanted: int = field(init=False)  # length asked for; a canvas that was cut is shorter
     low: int = field(init=False)  # the current block is low..high; everything before it is decided
     high: int = field(init=False)
     opened: int = field(init=False)  # open positions of the block when it began
@@ -48,10 +50,13 @@ class Canvas:
     committed: int = 0  # tokens decided over all blocks
     forwards: int = 0  # forwards so far, those that only stored keys and values included
     decided: Ints = field(init=False)  # number of the forward that decided each position
+    patterns: dict[int, Any] = field(default_factory=dict)  # what its rows see, by memory, where attention is sparse
     memo: Any = None  # what a decoder remembers of this answer from one forward to the next, where it must (drafts, traces)
+    scratch: int = 0  # slots that a decoder uses behind those of the canvas, in each of its memories (drafts of other states)
 
     def __post_init__(self) -> None:
         self.decided = np.full(len(self.ids), GIVEN)
+        self.wanted = len(self.ids)
         self._enter(self.prompt // self.block * self.block if self.aligned else self.prompt)
 
     @classmethod
@@ -70,15 +75,26 @@ class Canvas:
         return len(self.ids)
 
     @property
+    def slots(self) -> int:
+        """Slots of a memory."""
+        return self.length + self.scratch
+
+    @property
     def blocks(self) -> int:
-        """Blocks that hold positions to fill."""
+        """Blocks that hold positions to fill, or did before a cut: schedules are shared among them."""
         first = self.prompt // self.block * self.block if self.aligned else self.prompt
-        return -(-(self.length - first) // self.block)
+        return -(-(self.wanted - first) // self.block)
 
     @property
     def finished(self) -> bool:
         """Whether every block is decided."""
         return self.low >= self.length
+
+    def copy(self) -> Canvas:
+        """The same state, to go on with independently; what is remembered is shared."""
+        twin = copy.copy(self)
+        twin.ids, twin.open, twin.decided = self.ids.copy(), self.open.copy(), self.decided.copy()
+        return twin
 
     def open_in_block(self) -> Ints:
         """Open positions of the current block, ascending."""
@@ -96,8 +112,17 @@ class Canvas:
         """Go on to the next block."""
         self._enter(self.high)
 
+    def cut(self, length: int) -> None:
+        """Drop the positions from `length` on, which lies behind the current block's start; `fill` brings them back."""
+        self.ids, self.open, self.decided = self.ids[:length].copy(), self.open[:length].copy(), self.decided[:length].copy()
+        self.high = min(self.high, length)
+
     def fill(self, token: int) -> None:
-        """Decide everything that is still open without a forward."""
+        """Decide everything that is still open, or was cut off, without a forward."""
+        missing = self.wanted - self.length
+        self.ids = np.append(self.ids, np.full(missing, token))
+        self.open = np.append(self.open, np.zeros(missing, dtype=bool))
+        self.decided = np.append(self.decided, np.full(missing, self.forwards))
         self.ids[self.open] = token
         self.open[:] = False
         self._enter(self.length)

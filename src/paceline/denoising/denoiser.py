@@ -20,6 +20,8 @@ from paceline.core.errors import UsageError
 from paceline.core.request import FinishReason, Request
 from paceline.core.sampling import Sampling
 from paceline.denoising.canvas import Canvas, Ints
+from paceline.denoising.ending import Cut
+from paceline.denoising.guesses import Guesses
 from paceline.denoising.policies import ForwardPolicy, Look
 from paceline.denoising.reading import Question, Reading, read
 from paceline.denoising.rules import CommitRule
@@ -35,9 +37,16 @@ class StopRule:
     Args:
         early: fill the rest of the canvas with the end-of-text id and stop. Off, the rest is decoded although nothing of it is output, as
             reference implementations do. The output is the same.
+        cut: shorten the canvas as soon as the end of the output is known, in the middle of a block too. The output may change.
     """
 
     early: bool = True
+    cut: Cut | None = None
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether guesses are wanted behind the block as well."""
+        return self.cut is not None and self.cut.foresight
 
     def ends(self, reason: FinishReason | None) -> bool:
         """Whether to stop now, given why the output has ended (`None` if it has not)."""
@@ -142,6 +151,8 @@ class Denoiser:
         """
         looks = tuple(self.policy.look(canvas, view, room) for view in views)
         asked = np.arange(canvas.low, canvas.high) if self.rule.scope == "block" else canvas.open_in_block()
+        if self.stop.everywhere:
+            asked = np.concatenate([asked, np.arange(canvas.high, canvas.length)])
         for look in looks:  # one of two memories may still have prompt to read
             asked = asked[np.isin(asked - int(self.spec.shifted), np.asarray(look.positions))]
         return Task(canvas, looks, sampling, asked)
@@ -176,15 +187,28 @@ class Denoiser:
         if self.hooks is not None:
             logits = self._hooked(self.hooks, asking, logits)
         for task, guesses in zip(asking, read(logits, questions, self.reading, self.rule.entropy), strict=True):
-            canvas = task.canvas
-            chosen = self.rule.choose(guesses, canvas) | (guesses.open & np.isposinf(guesses.score))
-            canvas.commit(guesses.positions[chosen], guesses.tokens[chosen])
-            canvas.step += 1
-            canvas.steps += 1
+            self.decide(task.canvas, guesses)
             if self.hooks is not None:
-                self.hooks.tokens(canvas.steps - 1, canvas)
-            if not len(canvas.open_in_block()) or self.rule.over(canvas):
-                canvas.advance()
+                self.hooks.tokens(task.canvas.steps - 1, task.canvas)
+            self.leave(task.canvas)
+
+    def decide(self, canvas: Canvas, guesses: Guesses) -> None:
+        """One step of a canvas: commit what the rule chooses."""
+        inside = guesses.before(canvas.high) if self.stop.everywhere else guesses
+        chosen = self.rule.choose(inside, canvas) | (inside.open & np.isposinf(inside.score))
+        canvas.commit(inside.positions[chosen], inside.tokens[chosen])
+        if self.stop.cut is not None:
+            behind = np.zeros(len(guesses.positions) - len(chosen), dtype=bool)
+            self.stop.cut.apply(canvas, guesses, np.concatenate([chosen, behind]))
+        canvas.step += 1
+        canvas.steps += 1
+
+    def leave(self, canvas: Canvas) -> None:
+        """Go on to the next block where this one is decided, or its steps are used up."""
+        if not len(canvas.open_in_block()) or self.rule.over(canvas):
+            canvas.advance()
+        if self.stop.cut is not None and canvas.finished:
+            canvas.fill(self.stop.cut.eos[0])
 
     def _question(self, task: Task) -> Question:
         canvas, positions = task.canvas, task.asked

@@ -30,6 +30,13 @@ class Guesses:
     entropy: Floats
     open: Flags
 
+    def before(self, position: int) -> Guesses:
+        """The rows of smaller positions."""
+        count = int(np.searchsorted(self.positions, position))
+        return Guesses(
+            self.positions[:count], self.tokens[:count], self.logprob[:count], self.score[:count], self.entropy[:count], self.open[:count]
+        )
+
     def ranked(self, score: Floats | None = None) -> Ints:
         """Indices of the open rows, best first; equal scores keep the order of positions, so that top k is part of top k + 1."""
         candidates = np.flatnonzero(self.open)

@@ -78,9 +78,27 @@ def masked_loss(
     if shifted:
         logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
     loss = F.cross_entropy(logits[masked].float(), ids[masked], reduction="none")
-    weight = (1 / rate)[:, None].expand_as(ids) if weights is None else weights
+    return weighted_loss(loss, masked, rate, answers, pooled=pooled, weights=weights)
+
+
+def weighted_loss(
+    loss: Float[Tensor, " masked"],
+    masked: Bool[Tensor, "rows tokens"],
+    rate: Float[Tensor, " rows"],
+    answers: Bool[Tensor, "rows tokens"],
+    *,
+    pooled: bool = False,
+    weights: Float[Tensor, "rows tokens"] | None = None,
+) -> Float[Tensor, ""]:
+    """`masked_loss` from the cross-entropies of the masked positions alone, row by row: nothing else needs an output projection.
+
+    Args:
+        loss: in nats.
+        masked, rate, answers, pooled, weights: as for `masked_loss`.
+    """
+    weight = (1 / rate)[:, None].expand(masked.shape) if weights is None else weights
     length = answers.sum(-1, keepdim=True).clamp(min=1)
-    share = 1 / answers.sum() if pooled else 1 / (length * len(ids))
+    share = 1 / answers.sum() if pooled else 1 / (length * len(masked))
     return (loss * (weight * share)[masked]).sum()
 
 

@@ -38,7 +38,8 @@ class ForwardPolicy(Protocol):
 
     @property
     def anew(self) -> bool:
-        """Whether every forward computes the whole canvas."""
+        """Whether open positions of a block are predicted in any of its forwards, its first one too in models whose positions predict the
+        one behind them; otherwise that one is decided when the block begins."""
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
         """The next forward of a canvas.
@@ -56,7 +57,7 @@ class Whole:
     anew: bool = True
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
-        return _canvas_rows(canvas, view, range(canvas.length))
+        return canvas_rows(canvas, view, range(canvas.length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Prefix:
     anew: bool = False
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
-        return _canvas_rows(canvas, view, range(0 if _renews(canvas, self.refresh) else canvas.low, canvas.length))
+        return canvas_rows(canvas, view, range(0 if _renews(canvas, self.refresh) else canvas.low, canvas.length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Dual:
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
         whole = _renews(canvas, self.refresh)
-        return _canvas_rows(canvas, view, range(canvas.length) if whole else range(canvas.low, canvas.high))
+        return canvas_rows(canvas, view, range(canvas.length) if whole else range(canvas.low, canvas.high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +106,18 @@ class Blocks:
 
     Args:
         joined: store a block together with the next one's first step.
+        ahead: blocks behind the current one that are computed with it, each seeing those before it.
     """
 
     joined: bool = True
+    ahead: int = 0
     anew: bool = False
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
-        base, low, high = view.length, canvas.low, canvas.high
+        base, low = view.length, canvas.low
+        high = min(canvas.high + self.ahead * canvas.block, canvas.length)
         clean = low - base
-        if clean and (not self.joined or clean + high - low > max(room, 2 * canvas.block)):
+        if clean and (not self.joined or clean + high - low > max(room, (2 + self.ahead) * canvas.block)):
             rows = min(clean, max(canvas.block, room // canvas.block * canvas.block))
             return Look(view, range(base, base + rows), _block_causal(view, rows, canvas.block), keep=rows)
         return Look(view, range(base, high), _block_causal(view, high - base, canvas.block), keep=clean)
@@ -123,8 +127,8 @@ def _renews(canvas: Canvas, refresh: int) -> bool:
     return canvas.step == 0 or (refresh > 0 and canvas.step % refresh == 0)
 
 
-def _canvas_rows(canvas: Canvas, view: MemoryView, positions: Sequence[int]) -> Look:
-    """Rows that see the whole canvas."""
+def canvas_rows(canvas: Canvas, view: MemoryView, positions: Sequence[int]) -> Look:
+    """Rows at ascending positions that see the whole canvas."""
     offsets = None if len(positions) == canvas.length else positions
     return Look(view, positions, Segment(view, len(positions), offsets=offsets, canvas=canvas.length))
 

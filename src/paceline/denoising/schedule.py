@@ -19,6 +19,9 @@ class Schedule(Protocol):
     def count(self, canvas: Canvas) -> int:
         """Positions to decide in the step at hand; at most as many as are open."""
 
+    def planned(self, canvas: Canvas) -> int:
+        """Forwards that the whole answer takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class PerStep:
@@ -31,6 +34,10 @@ class PerStep:
 
     def count(self, canvas: Canvas) -> int:
         return min(self.tokens, canvas.opened - self.tokens * canvas.step)
+
+    def planned(self, canvas: Canvas) -> int:
+        whole, rest = divmod(canvas.length - canvas.prompt, canvas.block)
+        return whole * -(-canvas.block // self.tokens) + -(-rest // self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,9 @@ class EvenSteps:
     def count(self, canvas: Canvas) -> int:
         share, rest = divmod(canvas.opened, self.steps(canvas))
         return share + (canvas.step < rest)
+
+    def planned(self, canvas: Canvas) -> int:
+        return self.steps(canvas) * canvas.blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +91,6 @@ class DreamSteps:
     def count(self, canvas: Canvas) -> int:
         left = int(canvas.open[canvas.low : canvas.high].sum())
         return int(np.float32(left) * np.float32(self.share(canvas)))
+
+    def planned(self, canvas: Canvas) -> int:
+        return self.steps(canvas) * canvas.blocks

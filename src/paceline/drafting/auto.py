@@ -8,7 +8,7 @@ the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from time import perf_counter
 
@@ -83,7 +83,10 @@ class Auto:
     def build(cls, config: AutoConfig, context: DraftContext) -> Auto:
         """What fits this context: planned chains, with the draft model if there is one, and Lookahead."""
         planned = Planned.build(PlannedConfig(config.lookup_length, config.draft_length), context)
-        return cls([planned, Lookahead.build(LookaheadConfig(), context)] if config.shared else [planned])
+        if not config.shared:
+            return cls([planned])
+        known = replace(context, probe=planned.cost)  # what a forward costs is measured once
+        return cls([planned, Lookahead.build(LookaheadConfig(), known)])
 
     @property
     def taps(self) -> TapRequest:

@@ -21,17 +21,15 @@ from paceline.drafting.base import DraftContext, DraftLimits
 from paceline.drafting.prompt_lookup import PromptLookup, PromptLookupConfig
 from paceline.drafting.stand_budget import Patience, Prospects
 from paceline.drafting.stand_config import StandConfig
-from paceline.drafting.stand_file import SavedSpace, read_tables, write_tables
-from paceline.drafting.stand_learning import UNKNOWN, Lesson, learn
-from paceline.drafting.stand_scope import Space, Spaces
+from paceline.drafting.stand_file import kept, read_tables, restore, write_tables
+from paceline.drafting.stand_learning import UNKNOWN, Lesson, along, learn
+from paceline.drafting.stand_scope import Spaces
 from paceline.drafting.stand_table import Entry, NgramTable
-from paceline.drafting.stand_template import RankPath, Template, default_template, shipped_template
+from paceline.drafting.stand_template import RankPath, Template, default_template, named_template
 from paceline.drafting.stand_walk import NO_DRAW, Spot, Walk, gumbel
 from paceline.planning.cost import ForwardCost, StepWatch
 
 COPIES = PromptLookupConfig(length=12)
-NOBODY = -1  # stands for a sequence of an earlier process
-ASSUMED = "assumed"  # stands for a template file: the tree computed from assumed acceptance
 
 
 class Stand:
@@ -75,10 +73,9 @@ class Stand:
         Raises:
             UsageError: if the template or the table cannot be read.
         """
-        template = None if config.template == ASSUMED else Template.load(Path(config.template)) if config.template else shipped_template()
-        cost = None
-        if config.budget == "measured":
-            cost = ForwardCost(context.probe)
+        template = named_template(config.template)
+        cost = ForwardCost(context.probe) if config.budget == "measured" else None
+        if cost is not None:
             cost(1)  # probe while loading, not inside the first request
         drafter = cls(config, context.eos, template, cost, context.vocabulary)
         if config.table:
@@ -125,8 +122,10 @@ class Stand:
         for sequence, tree, verdict in zip(sequences, trees, verdicts, strict=True):
             walk = self._walks.pop(sequence.uid, None)
             if walk is not None:
-                said = dict(zip((ROOT, *verdict.accepted), verdict.tokens, strict=False))
-                for node in range(len(tree)) if self.config.observe_rejected else said:
+                patience = self._patience.get(sequence.uid)
+                rests = patience is not None and not patience.learns(walk.step)
+                said = {} if rests else dict(zip((ROOT, *verdict.accepted), verdict.tokens, strict=False))
+                for node in range(len(tree)) if self.config.observe_rejected and said else said:
                     context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
                     lessons.append(Lesson(walk.space, sequence.request.sampling, context, start + node, said.get(node, UNKNOWN)))
                 if tree is walk.tree:
@@ -143,13 +142,7 @@ class Stand:
             sequence: whose `tokens[start]` the first row belongs to.
             logits: (rows, vocabulary), processed as those of trees are.
         """
-        space, sampling = self._spaces.enter(sequence), sequence.request.sampling
-        longest, tokens = self.config.lengths[0], sequence.tokens
-        lessons = [
-            Lesson(space, sampling, tuple(tokens[max(0, at + 1 - longest) : at + 1]), at - start, tokens[at + 1])
-            for at in range(start, start + len(logits))
-        ]
-        learn(self.table, self.config, lessons, logits)
+        learn(self.table, self.config, along(self._spaces.enter(sequence), sequence, self._lengths[0], start, len(logits)), logits)
 
     def release(self, sequence: Sequence) -> None:
         self._patience.pop(sequence.uid, None)
@@ -159,7 +152,9 @@ class Stand:
         self._spaces.leave(sequence)
 
     def forget(self) -> None:
-        """Forget every law. Only while nothing runs."""
+        """Forget every law, and what draws were worth. Only while nothing runs."""
+        if self.cost is not None:
+            self._prospects = Prospects(self.cost, self.config.lengths[0], COPIES.max_ngram)
         self.table = NgramTable(self.config.candidates, self.config.max_entries)
         self._spaces = Spaces(self.config.scope, self.config.idle, self.table.drop)
 
@@ -169,13 +164,7 @@ class Stand:
         Raises:
             UsageError: if it cannot be written.
         """
-        spaces = []
-        for name, space in self._spaces.named():
-            contexts = self.table.contexts(space)
-            ids, probs = self.table.gather([entry for _, entry in contexts])
-            counts = np.array([entry.count for _, entry in contexts], np.int32)
-            spaces.append(SavedSpace(name, tuple(space.seeds), [context for context, _ in contexts], counts, ids, probs))
-        write_tables(path, spaces, self.vocabulary, self.config.candidates, self.config.scope)
+        write_tables(path, kept(self._spaces, self.table), self.vocabulary, self.config.candidates, self.config.scope)
 
     def load(self, path: Path) -> None:
         """Take over the spaces of a file written by `save`; one that both have is the file's.
@@ -185,12 +174,7 @@ class Stand:
         Raises:
             UsageError: if the file cannot be used.
         """
-        for saved in read_tables(path, self.vocabulary, self.config.candidates, self.config.scope):
-            space = Space(seeds=dict.fromkeys(saved.seeds, NOBODY))
-            self._spaces.adopt(saved.name, space)
-            for at, context in enumerate(saved.contexts):
-                entry = Entry.of(saved.ids[at].tolist(), saved.probs[at].tolist(), int(saved.counts[at]))
-                self.table.restore(space, context, entry)
+        restore(read_tables(path, self.vocabulary, self.config.candidates, self.config.scope), self._spaces, self.table)
 
     def memory_bytes(self) -> int:
         """Bytes of the table."""
@@ -240,10 +224,9 @@ class Stand:
         assert self._copies is not None
         walk, found = spot.walk, self._row(spot)
         tokens, suffix = self._copies.lookup(walk.sequence, min(COPIES.length, walk.most, walk.depth))
-        kinds = [NO_DRAW] * len(tokens)
-        if self._prospects is not None:
-            kinds = [self._prospects.copied(suffix, depth) for depth in range(len(tokens))]
-        if not tokens or (found is not None and (self._prospects is None or self._hope(found) >= self._prospects.chance(kinds[0]))):
+        odds = self._prospects
+        kinds = [NO_DRAW if odds is None else odds.copied(suffix, depth) for depth in range(len(tokens))]
+        if not tokens or (found is not None and (odds is None or odds.opening(*found) >= odds.chance(kinds[0]))):
             return False
         reach, node, path = 1.0, ROOT, spot.path
         for token, kind in zip(tokens, kinds, strict=True):
@@ -257,12 +240,6 @@ class Stand:
             if token in walk.ends:
                 break
         return True
-
-    def _hope(self, found: tuple[Entry, int]) -> float:
-        """Chance of the first draw from an entry."""
-        assert self._prospects is not None
-        entry, length = found
-        return self._prospects.chance(Prospects.kind(length, 0, entry.probs[0] / sum(entry.probs)))
 
     def _deepen(self, live: Many[Spot], rows: int) -> tuple[list[Spot], int]:
         """Give every node its children.

@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
+from paceline.drafting.stand_table import Entry
+
 MEMORY = 128  # judged draws that an estimate remembers
 FIRST = 3.0  # judged draws that the first guess weighs
 PEAKS = (0.3, 0.6, 0.85, 0.97)  # how decided a law is: probability of its likeliest token, or of what was not drawn yet
@@ -57,6 +59,10 @@ class Prospects:
         """
         return (self.longest + suffix) * RANKS * (len(PEAKS) + 1) + min(depth, len(PEAKS))
 
+    def opening(self, entry: Entry, length: int) -> float:
+        """Chance of the first draw from an entry that a context of this length found."""
+        return self._rates[self.kind(length, 0, entry.probs[0] / sum(entry.probs))]
+
     def chance(self, kind: int) -> float:
         """Measured share of such draws that were accepted once they were judged."""
         return self._rates[kind]
@@ -76,6 +82,9 @@ class Prospects:
         self._seconds += SPEED * (self.cost(rows) - self._seconds)
 
 
+THIN = 4  # of the steps of a sequence whose tries failed again and again, one in so many is learned from
+
+
 class Patience:
     """Of one sequence: lets a draw be made now and then although none seems to pay, for what is never tried is never seen to pay."""
 
@@ -89,6 +98,10 @@ class Patience:
         self.idle += 1
         self.trying = self.idle >= self.pause
         return self.trying
+
+    def learns(self, step: int) -> bool:
+        """Whether this step is to be learned from: laws cost host time, which text that never repeats does not give back."""
+        return self.pause <= 2 * FEW or step % THIN == 0
 
     def judged(self, drawn: bool, accepted: bool) -> None:
         """The step is over."""

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.core.errors import UsageError
-from paceline.drafting.stand_table import Context
+from paceline.drafting.stand_scope import Space, Spaces
+from paceline.drafting.stand_table import Context, Entry, NgramTable
 
 FORMAT = 1
+NOBODY = -1  # stands for a sequence of an earlier process
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,26 @@ class SavedSpace:
     counts: npt.NDArray[np.int32]
     ids: npt.NDArray[np.int32]
     probs: npt.NDArray[np.float64]
+
+
+def kept(spaces: Spaces, table: NgramTable) -> list[SavedSpace]:
+    """All spaces of a table, ready to be written."""
+    found = []
+    for name, space in spaces.named():
+        contexts = table.contexts(space)
+        ids, probs = table.gather([entry for _, entry in contexts])
+        counts = np.array([entry.count for _, entry in contexts], np.int32)
+        found.append(SavedSpace(name, tuple(space.seeds), [context for context, _ in contexts], counts, ids, probs))
+    return found
+
+
+def restore(saved: list[SavedSpace], spaces: Spaces, table: NgramTable) -> None:
+    """Put spaces back in place; one that is known already is replaced. Their seeds count as used."""
+    for each in saved:
+        space = Space(seeds=dict.fromkeys(each.seeds, NOBODY))
+        spaces.adopt(each.name, space)
+        for at, context in enumerate(each.contexts):
+            table.restore(space, context, Entry.of(each.ids[at].tolist(), each.probs[at].tolist(), int(each.counts[at])))
 
 
 def write_tables(path: Path, spaces: list[SavedSpace], vocabulary: int, width: int, scope: str) -> None:

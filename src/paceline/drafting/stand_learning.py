@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from paceline.core.request import Sequence
 from paceline.core.sampling import Sampling
 from paceline.core.transform import law_of, target_distribution, top
 from paceline.drafting.stand_config import StandConfig
@@ -36,6 +37,13 @@ class Lesson:
     context: Context
     row: int
     said: int = UNKNOWN
+
+
+def along(space: Space, sequence: Sequence, longest: int, start: int, rows: int) -> list[Lesson]:
+    """Lessons of `rows` tokens of a sequence from `start` on, each with the token that stands behind it."""
+    tokens, sampling = sequence.tokens, sequence.request.sampling
+    places = range(start, start + rows)
+    return [Lesson(space, sampling, tuple(tokens[max(0, at + 1 - longest) : at + 1]), at - start, tokens[at + 1]) for at in places]
 
 
 def learn(table: NgramTable, config: StandConfig, lessons: Many[Lesson], logits: Float[Tensor, "rows vocabulary"]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from paceline.core.errors import UsageError
 
 FORMAT = 1
+ASSUMED = "assumed"  # stands for a template file: the tree computed from assumed acceptance
 DEPTH = 20
 INITIAL_NODES = 625
 INITIAL_WIDTHS = (10, 5, 3, 2)  # children per node of the initial tree by depth; one below. The paper leaves its branching open.
@@ -116,6 +117,17 @@ def digest(paths: Many[RankPath]) -> str:
 def shipped_template() -> Template:
     """The template measured on pocket-code; the file says how."""
     return Template.load(Path(__file__).with_name("stand_template.json"))
+
+
+def named_template(name: str) -> Template | None:
+    """What the option `template` names: a file, the shipped template (empty), or none to compute one (`assumed`).
+
+    Raises:
+        UsageError: if the file cannot be read.
+    """
+    if name == ASSUMED:
+        return None
+    return Template.load(Path(name)) if name else shipped_template()
 
 
 def initial_template(nodes: int = INITIAL_NODES, depth: int = DEPTH) -> Template:

@@ -87,7 +87,7 @@ class DenoisingEngine(Lifecycle):
 
     def _task(self, resident: Resident) -> Task:
         for memory in resident.memories:
-            memory.reserve(resident.canvas.length - memory.length)
+            memory.reserve(resident.canvas.slots - memory.length)
         return self.denoiser.task(resident.canvas, resident.memories, resident.sequence.request.sampling, self.config.max_rows)
 
     def _count(self, task: Task, resident: Resident, prefill: bool) -> None:

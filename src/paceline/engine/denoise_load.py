@@ -9,6 +9,7 @@ from paceline.core import registry
 from paceline.core.errors import UsageError
 from paceline.denoising.base import DenoiseContext
 from paceline.engine.denoise import DenoisingEngine
+from paceline.engine.identity import model_identity
 from paceline.engine.prompts import Tokenizer
 from paceline.engine.runner import Runner
 from paceline.models.config import DecoderConfig
@@ -52,7 +53,7 @@ def denoising_engine(
     model = runner.decoder.config
     assert model.diffusion is not None
     tokens = model.vocabulary if tokenizer is None else min(model.vocabulary, tokenizer.size)
-    context = DenoiseContext(model.diffusion, model.vocabulary, tokens, model.eos)
+    context = DenoiseContext(model.diffusion, model.vocabulary, tokens, model.eos, model_identity(runner.decoder))
     (choice,) = choices
     if choice.method.name in STAND_INS:
         choice = registry.MethodChoice(registry.find(STAND_INS[choice.method.name]), choice.options)

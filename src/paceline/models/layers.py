@@ -157,7 +157,7 @@ class Attention(nn.Module):
             keys[plan.write], values[plan.write] = key[:real], value[:real]
         else:
             keys[plan.write], values[plan.write] = key, value
-        out = attend(query, keys, values, plan, scale=spec.scale, window=spec.window, softcap=spec.softcap, bias=step.bias)
+        out = attend(query, keys, values, plan, scale=spec.scale, window=spec.window, softcap=spec.softcap, bias=step.bias, layer=layer)
         self._tap(step, layer, plain, query, key, value)
         return self.o.kernel(out.reshape(len(x), -1))
 

@@ -55,7 +55,7 @@ class Stack:
 
     def views(self, step: Step) -> list[Paths] | None:
         """Paths of the step's rows for each window, or `None` where only the usual layers can do what is asked."""
-        if _inside(step.wanted):
+        if _inside(step.wanted) or step.plan.own:
             return None
         found = []
         for window in self.windows:

@@ -59,7 +59,7 @@ class CanvasScheduler:
             UsageError: if there can be no such canvas.
         """
         canvas = self.start(sequence)
-        slots = canvas.length * self.views
+        slots = canvas.slots * self.views
         if slots > self.memory.total_slots:
             raise CapacityError(
                 f"a canvas of {canvas.length} tokens needs {slots} slots and the KV memory has {self.memory.total_slots}; "
@@ -105,7 +105,7 @@ class CanvasScheduler:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.config.max_sequences:
             canvas = self._canvases[self.waiting[0].uid]
-            if not self.memory.can_admit(canvas.length * self.views):
+            if not self.memory.can_admit(canvas.slots * self.views):
                 return
             resident = Resident(self.waiting[0], canvas)
             try:
@@ -121,9 +121,9 @@ class CanvasScheduler:
         """Room for a whole canvas; with the prompt's whole blocks in it where an earlier request left them."""
         ids = [int(token) for token in canvas.ids[: canvas.low + 1]] if canvas.aligned and view == 0 else [canvas.mask]
         own = None if canvas.aligned and view == 0 else (sequence.uid, view)  # keys of a bidirectional canvas are of no use to others
-        memory = self.memory.admit(ids, reserve=canvas.length - len(ids), namespace=own)
+        memory = self.memory.admit(ids, reserve=canvas.slots - len(ids), namespace=own)
         memory.truncate(memory.length // canvas.block * canvas.block if canvas.aligned else 0)
-        memory.reserve(canvas.length - memory.length)
+        memory.reserve(canvas.slots - memory.length)
         if view == 0:
             sequence.stats.cached_prompt_tokens = memory.length
         return memory

@@ -152,7 +152,7 @@ def render(card: Card) -> str:
     if card.acceptance_by_depth is not None:
         shown = ", ".join(f"{rate:.2f}" for rate in card.acceptance_by_depth)
         rows.append((f"Draft for {card.recipe['teacher']}", f"first d tokens accepted (greedy, held-out files), d = 1, 2, ...: {shown}"))
-    samples = "\n".join(_render_sample(sample) for sample in card.samples)
+    samples = "\n".join(render_sample(sample) for sample in card.samples)
     return f"""{front_matter("text-generation")}
 # {card.name}
 
@@ -176,11 +176,11 @@ the token budget or, under a time limit, the clock, whichever is ahead; the weig
 speed of its machine."""
 
 
-def front_matter(task: str) -> str:
-    """What model hubs read; `task` is their name of what the model does."""
+def front_matter(task: str, library: str = "transformers") -> str:
+    """What model hubs read: their name of what the model does, and what loads it."""
     return f"""---
 license: psf-2.0
-library_name: transformers
+library_name: {library}
 pipeline_tag: {task}
 tags: [code, python]
 ---"""
@@ -206,7 +206,8 @@ def machine_line(machine: dict[str, Any]) -> str:
     return f"{where}; Python {machine['python']}, torch {machine['torch']}"
 
 
-def _render_sample(sample: Sample) -> str:
+def render_sample(sample: Sample) -> str:
+    """A sample as Markdown."""
     # Four backticks: Python files may hold fences of three.
     blocks = (("prompt", sample.prompt_tail), ("model", sample.continuation), ("file", sample.truth))
     body = "\n".join(f"{label}:\n````python\n{text.rstrip()}\n````" for label, text in blocks)

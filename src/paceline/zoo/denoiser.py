@@ -14,8 +14,10 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from paceline.denoising.objective import noisy_and_clean
 
 Layout = Literal["llada", "sdar"]
 LLADA_NAMES = {
@@ -31,6 +33,22 @@ LLADA_NAMES = {
     "mlp.up_proj": "up_proj",
     "mlp.down_proj": "ff_out",
 }
+LLADA_SIZES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "intermediate_size": "mlp_hidden_size",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_sequence_length",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_word_embeddings": "weight_tying",
+}
+SDAR_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias",
+)  # fmt: skip
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +80,81 @@ def new_denoiser(kind: Denoising, shape: Mapping[str, Any], seed: int, start: nn
         kind: which one.
         shape: keyword arguments of `transformers.LlamaConfig` or `Qwen3Config`.
         start: an autoregressive network of the same kind and shape whose weights are taken over where both have them; its vocabulary may
-            be smaller, so that the mask is a new row.
+            be smaller, so that the mask is a new row. Weights of another shape are left as they are.
     """
     import transformers
 
     torch.manual_seed(seed)
     prefix = "Llama" if kind.layout == "llada" else "Qwen3"
     config = getattr(transformers, f"{prefix}Config")(**shape)
+    config.mask_token_id, config.block_size = kind.mask, kind.block
     network = getattr(transformers, f"{prefix}ForCausalLM")(config)
     if start is not None:
         own = network.state_dict()
         with torch.no_grad():
             for name, weight in start.state_dict().items():
-                if name in own:
+                if name in own and fits(weight, own[name]):
                     own[name][tuple(slice(size) for size in weight.shape)] = weight
     return cast(nn.Module, network.train())
+
+
+def kind_in(network: nn.Module) -> Denoising:
+    """What `new_denoiser` was asked for."""
+    config: Any = cast(Any, network).config
+    return Denoising("llada" if config.model_type == "llama" else "sdar", config.mask_token_id, config.block_size)
+
+
+def fits(weight: Tensor, into: Tensor) -> bool:
+    """Whether a weight can be taken over: the same shape, or fewer rows (a smaller vocabulary)."""
+    return weight.ndim == into.ndim and weight.shape[1:] == into.shape[1:] and weight.shape[0] <= into.shape[0]
+
+
+def taken_over(kind: Denoising, shape: Mapping[str, Any], start: nn.Module) -> float:
+    """Share of a network's parameters that `start` provides."""
+    own, given = new_denoiser(kind, shape, 0).state_dict(), start.state_dict()
+    names = [name for name in own if name != "lm_head.weight" or not shape.get("tie_word_embeddings")]
+    count = sum(given[name].numel() for name in names if name in given and fits(given[name], own[name]))
+    return float(count / sum(own[name].numel() for name in names))
+
+
+def masked_logits(
+    network: nn.Module, kind: Denoising, ids: Int[Tensor, "rows tokens"], masked: Bool[Tensor, "rows tokens"]
+) -> Float[Tensor, "masked vocabulary"]:
+    """Logits of masked positions as in training: a block-diffusion network is fed a noisy copy and the clean one, others the noisy alone.
+
+    Args:
+        ids: clean.
+        masked: positions to mask.
+    """
+    tokens = ids.shape[1]
+    fed, visible, positions = torch.where(masked, kind.mask, ids), kind.visible(tokens), None
+    if kind.layout == "sdar":
+        positions, visible = noisy_and_clean(tokens, kind.block)
+        fed = torch.cat([fed, ids], 1)
+    hidden = _hidden(network, fed, visible, positions)[:, :tokens]
+    return cast(Tensor, cast(Any, network).lm_head(hidden[masked]))
 
 
 def denoiser_logits(
     network: nn.Module, ids: Int[Tensor, "rows tokens"], visible: Bool[Tensor, "tokens tokens"]
 ) -> Float[Tensor, "rows tokens vocabulary"]:
     """Logits of every position, each seeing what `visible` says."""
+    return cast(Tensor, cast(Any, network).lm_head(_hidden(network, ids, visible)))
+
+
+def _hidden(
+    network: nn.Module,
+    ids: Int[Tensor, "rows tokens"],
+    visible: Bool[Tensor, "tokens tokens"],
+    positions: Int[Tensor, " tokens"] | None = None,
+) -> Float[Tensor, "rows tokens width"]:
+    """Final hidden states."""
     weight = next(network.parameters())
-    hidden = torch.zeros(visible.shape, dtype=weight.dtype, device=weight.device).masked_fill(~visible.to(weight.device), float("-inf"))
-    return cast(Tensor, network(input_ids=ids, attention_mask=hidden.expand(len(ids), 1, -1, -1), use_cache=False).logits)
+    bias = torch.zeros(visible.shape, dtype=weight.dtype, device=weight.device).masked_fill(~visible.to(weight.device), float("-inf"))
+    where = None if positions is None else positions.to(weight.device).expand(len(ids), -1)
+    body = cast(Any, network).model
+    found = body(input_ids=ids, attention_mask=bias.expand(len(ids), 1, -1, -1), position_ids=where, use_cache=False)
+    return cast(Tensor, found.last_hidden_state)
 
 
 def save_denoiser(network: nn.Module, kind: Denoising, folder: Path) -> None:
@@ -100,6 +169,22 @@ def save_denoiser(network: nn.Module, kind: Denoising, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     entries = llada_config(config, kind) if kind.layout == "llada" else sdar_config(config, kind)
     (folder / "config.json").write_text(json.dumps(entries, indent=2) + "\n")
+
+
+def load_denoiser(folder: Path) -> nn.Module:
+    """A network that `save_denoiser` wrote, in fp32, in evaluation mode, on the CPU."""
+    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layout: Layout = "llada" if entries["model_type"] == "llada" else "sdar"
+    sizes = LLADA_SIZES if layout == "llada" else dict.fromkeys(SDAR_KEYS)
+    shape = {ours: entries[theirs or ours] for ours, theirs in sizes.items()} | {name: entries[name] for name in (*ENDS, "rope_theta")}
+    network = new_denoiser(Denoising(layout, entries["mask_token_id"], entries.get("block_size", 4)), shape, 0)
+    tensors = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        for name, weight in network.state_dict().items():
+            stored = llada_name(name) if layout == "llada" else name
+            if stored in tensors:  # a tied head is not
+                weight.copy_(tensors[stored])
+    return network.eval()
 
 
 def llada_name(name: str) -> str:
@@ -118,17 +203,10 @@ def llada_config(config: Any, kind: Denoising) -> dict[str, Any]:
     return {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
-        "d_model": config.hidden_size,
-        "n_layers": config.num_hidden_layers,
-        "n_heads": config.num_attention_heads,
-        "n_kv_heads": config.num_key_value_heads,
-        "mlp_hidden_size": config.intermediate_size,
-        "vocab_size": config.vocab_size,
+        **{theirs: getattr(config, ours) for ours, theirs in LLADA_SIZES.items()},
+        **{name: getattr(config, name) for name in ENDS},
         "embedding_size": config.vocab_size,
-        "max_sequence_length": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_parameters["rope_theta"],
-        "weight_tying": config.tie_word_embeddings,
         "block_type": "llama",
         "block_group_size": 1,
         "layer_norm_type": "rms",
@@ -138,24 +216,16 @@ def llada_config(config: Any, kind: Denoising) -> dict[str, Any]:
         "include_bias": False,
         "include_qkv_bias": False,
         "mask_token_id": kind.mask,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
         "torch_dtype": "bfloat16",
     }
 
 
 def sdar_config(config: Any, kind: Denoising) -> dict[str, Any]:
     """`config.json` of a Qwen3-shaped network in SDAR's words."""
-    kept = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-        "hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "bos_token_id", "eos_token_id",
-        "pad_token_id",
-    )  # fmt: skip
     return {
         "architectures": ["SDARForCausalLM"],
         "model_type": "sdar",
-        **{name: getattr(config, name) for name in kept},
+        **{name: getattr(config, name) for name in (*SDAR_KEYS, *ENDS)},
         "rope_theta": config.rope_parameters["rope_theta"],
         "mask_token_id": kind.mask,
         "block_size": kind.block,

@@ -15,6 +15,10 @@ from paceline.models.nat import NatDrafter
 from paceline.models.nat_files import load_nat, save_nat
 from paceline.zoo.card import make_card, render
 from paceline.zoo.courses import Course, LanguageCourse
+from paceline.zoo.denoise_card import make_denoise_card, render_denoise
+from paceline.zoo.denoise_course import DenoiseCourse, kind_for
+from paceline.zoo.denoise_evaluation import bits_per_byte_bound
+from paceline.zoo.denoiser import kind_in, load_denoiser, save_denoiser
 from paceline.zoo.distil import distilled_pairs, own_outputs
 from paceline.zoo.edit_card import make_edit_card, render_edit
 from paceline.zoo.edit_course import EditCourse
@@ -28,7 +32,7 @@ from paceline.zoo.nat_evaluation import draft_quality
 from paceline.zoo.network import load_network, save_network
 from paceline.zoo.packing import PackedDocuments
 from paceline.zoo.pairs import EditPairs
-from paceline.zoo.recipes import EditRecipe, NatRecipe, Recipe
+from paceline.zoo.recipes import DenoiseRecipe, EditRecipe, NatRecipe, Recipe
 from paceline.zoo.training import Progress
 
 Figures = Callable[[nn.Module], dict[str, float]]
@@ -160,10 +164,30 @@ def _nat_card(site: Site, network: nn.Module, reached: Progress, prompts: int) -
     return make_nat_card(site.recipe, _nat(network), site.verifier, reached, site.material, prompts)
 
 
+def _denoise_course(site: Site) -> Course:
+    documents = PackedDocuments(site.material.train, site.recipe.seed)
+    return DenoiseCourse(site.recipe, documents, site.material.tokenizer, site.device, site.parent)
+
+
+def _denoise_validation(site: Site) -> Figures:
+    documents, size = site.material.quick_validation()
+    kind = kind_for(site.recipe)
+    return lambda network: {"validation_bits_per_byte_bound": bits_per_byte_bound(network, kind, documents, size, samples=1)}
+
+
+def _save_denoise(network: nn.Module, folder: Path) -> None:
+    save_denoiser(network, kind_in(network), folder)
+
+
+def _denoise_card(site: Site, network: nn.Module, reached: Progress, prompts: int) -> Any:
+    return make_denoise_card(site.recipe, network, site.parent, reached, site.material, prompts)
+
+
 KINDS: dict[type[Recipe], Kind] = {
     Recipe: Kind(_language_course, _language_validation, save_network, load_network, _language_card, render),
     EditRecipe: Kind(_edit_course, _edit_validation, save_network, load_editor, _edit_card, render_edit),
     NatRecipe: Kind(_nat_course, _nat_validation, _save_nat, load_nat, _nat_card, render_nat),
+    DenoiseRecipe: Kind(_denoise_course, _denoise_validation, _save_denoise, load_denoiser, _denoise_card, render_denoise),
 }
 
 

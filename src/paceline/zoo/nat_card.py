@@ -121,7 +121,7 @@ def render_nat(card: NatCard) -> str:
         shares = " | ".join(f"{share:.2f}" for share in row.accepted_by_slot[:SHOWN_SLOTS])
         lines.append(f"| {row.rate:.0%} | **{row.tokens_per_call:.2f}** | {shares} |")
     table = "\n".join(lines)
-    return f"""{front_matter("text2text-generation")}
+    return f"""{front_matter("text2text-generation", "paceline")}
 # {card.name}
 
 {card.description}. It drafts, `{card.recipe["teacher"]}` verifies: `--draft {card.name} --method gad`. Source and target ids are those of

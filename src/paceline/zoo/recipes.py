@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from paceline.core.errors import UsageError
 from paceline.zoo.tokenizer import VOCABULARY
@@ -103,7 +103,36 @@ class NatRecipe(EditRecipe):
         return self.teacher
 
 
+@dataclass(frozen=True, slots=True)
+class DenoiseRecipe(Recipe):
+    """A masked diffusion model; `shape` holds keyword arguments of `transformers.LlamaConfig`, or `Qwen3Config` for layout `sdar`.
+
+    Attributes:
+        layout: of the checkpoint, and with it what sees what.
+        block: positions per block, for `sdar`.
+        start: pocket model whose weights this one begins with wherever both have them in the same shape; None begins at random.
+        task_share: share of the steps whose rows are generated tasks instead of code.
+        prompted: share of the code rows that begin with a given prompt of random length; the others may be masked anywhere.
+    """
+
+    layout: Literal["llada", "sdar"] = "llada"
+    block: int = 4
+    start: str | None = "pocket-code"
+    task_share: float = 0.4
+    prompted: float = 0.5
+
+    @property
+    def parent(self) -> str | None:
+        """Where the weights come from."""
+        return self.start
+
+
 _SHARED = {"vocab_size": VOCABULARY, "tie_word_embeddings": True, "rope_theta": 10_000.0, "max_position_embeddings": 2048, "head_dim": 64}
+
+_CODE = _SHARED | {
+    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+_DENOISER = _CODE | {"rms_norm_eps": 1e-6}  # what `pocket-code` has
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -111,8 +140,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="pocket-code",
             description="Python completion, 5.5M parameters; the target of the demo and the benchmarks",
-            shape=_SHARED
-            | {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2},
+            shape=_CODE,
             tokens=16_000_000,
             time_share=0.82,
             # Short rows first, because attention is the slowest part on a CPU; long rows last, so that the whole context is in use.
@@ -178,6 +206,24 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=0.0,
             teacher="pocket-edit",
         ),
+        DenoiseRecipe(
+            name="pocket-dlm",
+            description="Masked diffusion model of Python code and checkable tasks, LLaDA layout, 5.5M parameters",
+            shape=_DENOISER,
+            tokens=16_000_000,
+            time_share=0.5,
+            phases=(Phase(0.0, 192), Phase(0.5, 384), Phase(0.9, 768)),
+        ),
+        DenoiseRecipe(
+            name="pocket-dlm-block",
+            description="Block-diffusion model of Python code and checkable tasks, SDAR layout, blocks of 8, 5.5M parameters",
+            shape=_DENOISER,
+            tokens=16_000_000,
+            time_share=0.5,
+            phases=(Phase(0.0, 192), Phase(0.5, 384), Phase(0.9, 768)),  # a row is fed twice: noisy and clean
+            layout="sdar",
+            block=8,
+        ),
     )
 }
 
@@ -193,15 +239,12 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
+_SMOKE_CODE = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
 _SMOKE_SHAPES: dict[type[Recipe], dict[str, int]] = {
-    Recipe: {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "head_dim": 16,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    },
+    Recipe: _SMOKE_CODE,
+    DenoiseRecipe: _SMOKE_CODE,
     EditRecipe: {
         "d_model": 32,
         "encoder_layers": 1,

@@ -20,13 +20,16 @@ from paceline.bench.audit.certificate import Check, Control, Difference, Kind, O
 from paceline.bench.audit.identity import verdict
 from paceline.bench.audit.margins import tolerance
 from paceline.bench.audit.rig import Prompts, Rig, decode
+from paceline.core import registry
 from paceline.core.sampling import Sampling
 from paceline.denoising.canvas import Canvas, Flags
 from paceline.denoising.denoiser import Denoiser, Task
+from paceline.denoising.freedave_decoder import DraftAndVerify, DraftTask
 from paceline.denoising.guesses import Guesses
 from paceline.denoising.rules import Static
 from paceline.engine.canvas_logits import canvas_logits
 from paceline.engine.llm import LLM
+from paceline.engine.output import Output
 
 FEW_PROMPTS = 4  # on which the engine is broken
 SETTINGS = {"greedy": Sampling(), "temperature 0.8": Sampling(temperature=0.8, seed=1)}
@@ -121,6 +124,12 @@ def audit_denoising(
     checks = [_identity(rig, llm, prompts, plain, max_tokens, promised=promised)]
     tell("independence of the batch", 0, 1)
     checks.append(_independence(rig, llm, prompts, max_tokens))
+    twin = _twin(method)
+    same: list[Output] = []
+    if twin is not None:
+        tell("identity to the static decoder", 0, 1)
+        same = decode(rig.engine(twin, prompts, max_tokens), prompts, Sampling(), max_tokens, batched=False)
+        checks.append(_same_decoder(rig, llm, same, prompts, max_tokens))
     if not controls:
         return checks, []
     few = prompts[:FEW_PROMPTS]
@@ -132,7 +141,45 @@ def audit_denoising(
         check = _identity(rig, engine, few, plain[:FEW_PROMPTS], max_tokens, promised=True)
         caught = check.outcome is Outcome.FAILED
         found.append(Control(name, fault, check.name, caught, check.detail))
+    for name, (fault, broken) in _draft_faults(llm).items():
+        engine = rig.engine(method, few, max_tokens)
+        engine.engine.denoiser = broken(engine.engine.denoiser)
+        check = _same_decoder(rig, engine, same[:FEW_PROMPTS], few, max_tokens)
+        found.append(Control(name, fault, check.name, check.outcome is not Outcome.PASSED, check.detail))
     return checks, found
+
+
+def _twin(method: str) -> str | None:
+    """The decoder whose tokens a method promises, where that is not plain decoding (a cache, a threshold)."""
+    (choice,) = registry.parse(method)
+    found: str | None = getattr(choice.config(), "twin", None)
+    return found
+
+
+def _draft_faults(llm: LLM) -> dict[str, tuple[str, Callable[[Denoiser], Denoiser]]]:
+    """Ways to break a decoder that verifies drafts by exact matches; drafts with a forward of their own have no branches to cross."""
+    denoiser = llm.engine.denoiser
+    if not isinstance(denoiser, DraftAndVerify) or denoiser.match != "exact" or denoiser.drafts == 1:
+        return {}
+    return {name: fault for name, fault in DRAFT_FAULTS.items() if denoiser.mode != "sequential" or name != "crossed branches"}
+
+
+def _same_decoder(rig: Rig, llm: LLM, plain: Sequence[Output], prompts: Prompts, max_tokens: int) -> Check:
+    """Tokens of the decoder whose steps a method verifies, with the same cache, in no more forwards. Rounding may differ but in float64."""
+    found = decode(llm, prompts, Sampling(), max_tokens, batched=False)
+    pairs = list(zip(found, plain, strict=True))
+    same = sum(mine.token_ids == other.token_ids for mine, other in pairs)
+    denoiser = llm.engine.denoiser
+    shared = not (isinstance(denoiser, DraftAndVerify) and denoiser.mode == "sequential")  # a forward per draft saves none
+    more = sum(mine.stats.forwards > other.stats.forwards for mine, other in pairs) if shared else 0
+    forwards = [sum(output.stats.forwards for output in outputs) for outputs in (found, plain)]
+    exact = rig.target.runner.decoder.dtype is torch.float64
+    right = same == len(pairs) and not more
+    outcome = Outcome.PASSED if right else Outcome.FAILED if exact else Outcome.MEASURED
+    detail = f"{same} of {len(pairs)} outputs identical, {forwards[0]} forwards for {forwards[1]}"
+    detail += f", {more} with more forwards" * bool(more) + " (rounding may; --dtype fp64 decides)" * (not right and not exact)
+    numbers = {"identical_outputs": same, "forwards": forwards[0], "plain_forwards": forwards[1], "with_more_forwards": more}
+    return Check("identity to the decoder drafted for", rig.subject, outcome, len(pairs), detail, numbers=numbers)
 
 
 def _identity(rig: Rig, llm: LLM, prompts: Prompts, plain: Sequence[PlainAnswer], max_tokens: int, *, promised: bool) -> Check:
@@ -231,11 +278,47 @@ class WorstFirst(Static):
         return guesses.best(1, -guesses.score)
 
 
+@dataclass(frozen=True, slots=True)
+class Credulous(DraftAndVerify):
+    """Keeps every draft."""
+
+    def accepted(self, states: Sequence[Canvas], found: Sequence[Guesses]) -> list[int]:
+        return list(range(len(states)))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnGuesses(DraftAndVerify):
+    """Takes what the first branch says for what all of them say."""
+
+    def accepted(self, states: Sequence[Canvas], found: Sequence[Guesses]) -> list[int]:
+        return DraftAndVerify.accepted(self, states, [found[0]] * len(states))
+
+
+@dataclass(frozen=True, slots=True)
+class CrossedBranches(DraftAndVerify):
+    """Lets branches write the slots of the canvas itself, or, as rows of one segment, see one another."""
+
+    def task(self, canvas: Canvas, views: Any, sampling: Sampling, room: int) -> DraftTask:
+        task = DraftAndVerify.task(self, canvas, views, sampling, room)
+        if task.count == 1:
+            return task
+        segments = [replace(look.segment, memory=views[0]) for look in task.looks]
+        if len(segments) == 1 and segments[0].mask is not None:
+            segments = [replace(segments[0], mask=torch.ones_like(segments[0].mask))]
+        looks = tuple(replace(look, segment=segment) for look, segment in zip(task.looks, segments, strict=True))
+        return replace(task, looks=looks)
+
+
 def _as(kind: type[Denoiser]) -> Callable[[Denoiser], Denoiser]:
     """The same decoder with another class."""
     return lambda decoder: kind(**{entry.name: getattr(decoder, entry.name) for entry in fields(decoder)})
 
 
+DRAFT_FAULTS: dict[str, tuple[str, Callable[[Denoiser], Denoiser]]] = {
+    "credulous": ("every draft is kept", _as(Credulous)),
+    "own guesses": ("drafts are verified by what the canvas itself says", _as(OwnGuesses)),
+    "crossed branches": ("drafts overwrite one another's keys and values", _as(CrossedBranches)),
+}
 FAULTS: dict[str, tuple[str, Callable[[Denoiser], Denoiser]]] = {
     "stale input": ("the token decided last is fed as a mask", _as(StaleInput)),
     "lost prompt": ("the last token of the prompt is fed as a mask", _as(LostPrompt)),

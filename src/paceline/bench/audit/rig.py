@@ -9,6 +9,7 @@ from typing import Any
 from paceline.bench.report import public_name
 from paceline.core.errors import UsageError
 from paceline.core.sampling import Sampling
+from paceline.denoising.base import canvases
 from paceline.drafting.base import Drafter
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
@@ -53,7 +54,7 @@ class Rig:
             device=self.target.runner.decoder.device,
             exact=self.exact,
             coupled=coupled,
-            kv_tokens=slots_for(prompts, max_tokens),
+            kv_tokens=slots_for(prompts, max_tokens) * canvases(method),
             max_sequences=len(prompts),
             prefix_cache=prefix_cache,
             batching="ragged" if method == "none" else self.batching,

@@ -24,6 +24,7 @@ NOTHING = Picked()
 PATIENCE = 8  # idle steps after which only the longest suffix is looked up, but for every eighth step
 DOUBT = 32  # idle steps after which likely candidates are sent although they seem too dear: the cost of rows may be misjudged
 LIKELY = 0.5
+PIECE = 8  # positions that are noted together: each step's few by themselves would cost more than they bring
 RECENT = 0  # stands for the length of the query where candidates come from output that is not inserted yet
 
 
@@ -119,7 +120,9 @@ class Lookahead:
                 self.record.observe(row.found, row.query, verdict.tokens)
                 row.found = NOTHING
             store = self._store(sequence)
-            self._note(store, sequence, row, len(sequence.tokens) - self.config.stored_length)
+            stop = len(sequence.tokens) - self.config.stored_length
+            if stop - row.inserted >= PIECE:
+                self._note(store, sequence, row, stop)
             stores[id(store)] = store
         for store in stores.values():
             if store.waiting:
@@ -128,11 +131,12 @@ class Lookahead:
     def release(self, sequence: Sequence) -> None:
         """Forget the prompt; keep the output, its end with shorter continuations. A preempted sequence goes on later where it stopped."""
         row = self._rows.pop(sequence.uid, None)
-        if row is None:
-            return
         if not sequence.finished:
-            self._preempted[sequence] = row.inserted
+            if row is not None:
+                self._preempted[sequence] = row.inserted
             return
+        if row is None:  # others drafted for it; its answer is learned all the same
+            row = Row(None, self._preempted.pop(sequence, sequence.prompt_length - 1))
         store = self._store(sequence)
         self._note(store, sequence, row, len(sequence.tokens))
         if isinstance(store, Forest) and len(store.changed) >= self.config.squeeze_after:
