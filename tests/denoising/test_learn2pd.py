@@ -96,8 +96,9 @@ def test_blocks_that_are_shorter_than_the_filter(make: Make, name: str, tmp_path
 @pytest.mark.parametrize("layout", ["dream", "sdar"])
 def test_other_layouts(make: Make, loaded: dict[str, LLM], tmp_path: Path, layout: str) -> None:
     block = BLOCK if layout == "sdar" else SIZE
-    for feature in ("probability", "entropy"):
-        made = constant(0.0, model_identity(loaded[layout].runner.decoder), block, feature)  # type: ignore[arg-type]
+    features: tuple[Feature, ...] = ("probability", "entropy")
+    for feature in features:
+        made = constant(0.0, model_identity(loaded[layout].runner.decoder), block, feature)
         llm = make(layout, f"learn2pd:block={block},filter={written(made, tmp_path)}")
         assert ids(llm) == ids(make(layout, f"static:block={block}"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from diffusion_models import Make
@@ -10,6 +12,7 @@ from paceline.core.errors import UsageError
 from paceline.denoising.canvas import Canvas, Flags
 from paceline.denoising.guesses import Guesses
 from paceline.denoising.localleap import Leap, LocalLeapConfig, distances
+from paceline.denoising.localleap_calibration import Predictions, Watch, by_distance, consistency, predictions, suggested
 from paceline.denoising.rules import Threshold
 from paceline.engine.output import Output
 
@@ -161,3 +164,35 @@ def test_a_random_order_is_not_offered(make: Make) -> None:
     """Thresholds would be applied to random numbers."""
     with pytest.raises(UsageError, match="algorithm"):
         make("llada", "localleap:algorithm=random")
+
+
+def test_a_watched_rule_decides_as_it_would(make: Make) -> None:
+    """Watching changes nothing; what was shown is compared with the final tokens, and sure predictions last the longest."""
+    llm = make("llada", "static:block=8")
+    plain = llm.generate(PROMPTS, max_tokens=16, ignore_eos=True)
+    watch = Watch(llm.engine.denoiser.rule)
+    llm.engine.denoiser = replace(llm.engine.denoiser, rule=watch)
+    outputs = llm.generate(PROMPTS, max_tokens=16, ignore_eos=True)
+    assert facts(outputs) == facts(plain)
+    found = predictions(watch.seen, 0.3)
+    assert len(found.final) == len(PROMPTS) * 2 * sum(range(1, 9))
+    assert found.final[found.distance == np.inf].any()
+    assert 0 < found.final.mean() < 1
+    cells = consistency(found, 7, (0.0, 0.2, 1.0))
+    assert len(cells) == 14
+    assert sum(cell.count for cell in cells) == int(((found.distance >= 1) & (found.distance <= 7)).sum())
+    assert by_distance(found, 7) == pytest.approx(
+        [float(found.final[found.distance == away].mean()) if (found.distance == away).any() else np.nan for away in range(1, 8)],
+        nan_ok=True,
+    )
+
+
+def test_suggested_thresholds() -> None:
+    """Ten predictions at distance 1, wrong below 0.5; at distance 2 too few to judge."""
+    confidence = np.array([0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.99])
+    final = np.array([True] * 7 + [False] * 3 + [True])
+    found = Predictions(confidence, np.array([1.0] * 10 + [2.0]), final)
+    assert suggested(found, 0.0, 3, least=5) == [0.5, 1.0, 1.0]
+    assert suggested(found, 0.125, 1, least=5) == [0.4]
+    assert suggested(found, 0.3, 1, least=5) == [0.2]
+    assert suggested(Predictions(confidence[:2] * 0 + 0.5, np.ones(2), np.array([True, False])), 0.1, 1, least=1) == [1.0]

@@ -30,7 +30,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for kind in (Choosing, Following):
         plain = kind.__call__
 
-        def told(self, layer, *parts, plain=plain, kind=kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
+        def told(self, layer, *parts, plain=plain, kind=kind):  # type: ignore[no-untyped-def]
             calls.append(f"{kind.__name__} {layer}")
             return plain(self, layer, *parts)
 
@@ -86,7 +86,7 @@ def test_patterns_are_those_of_the_model_at_that_step(make: Make, monkeypatch: p
     seen: list[tuple[Canvas, list[int]]] = []
     plain = Sparse.attention
 
-    def watched(self, canvas, view):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def watched(self, canvas, view):  # type: ignore[no-untyped-def]
         seen.append((canvas, canvas.ids.tolist()))
         return plain(self, canvas, view)
 
@@ -140,7 +140,7 @@ def test_attention_kept_is_more_than_a_window_keeps(make: Make) -> None:
         weights = (torch.einsum("ihd,jhd->hij", query, keys) * query.shape[-1] ** -0.5).softmax(-1)
         count = int(pattern.kept[0, 0].sum())
         near = torch.zeros_like(pattern.kept).scatter_(
-            -1, (blocks[:, None] - blocks).abs().argsort(-1, stable=True)[:, :count].expand(HEADS, -1, -1), True
+            -1, (blocks[:, None] - blocks).abs().argsort(dim=-1, stable=True)[:, :count].expand(HEADS, -1, -1), True
         )
         window = replace(pattern, kept=near)
         own.append((weights * pattern.expanded()).sum(-1).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.planning.cost import REFRESH, TRUST, ForwardCost
+from paceline.planning.cost import REFRESH, ForwardCost
 
 
 def test_probes_at_the_first_question_and_interpolates() -> None:
@@ -50,18 +50,30 @@ def test_a_disturbance_while_probing_is_outlasted() -> None:
     assert [ForwardCost(probe, sizes=(1, 2, 4, 8))(rows) for rows in (1, 2, 4, 8)] == pytest.approx([1, 2, 4, 8])
 
 
-def test_steps_faster_than_thought_possible_bring_a_new_probe() -> None:
+def test_steps_faster_than_thought_possible_correct_a_disturbed_probe() -> None:
     disturbed = True
-    cost = ForwardCost(lambda rows: 9.0 if disturbed and rows > 1 else 1.0, sizes=(1, 2, 4))
-    assert cost(4) / cost(1) == 9.0
+    probes: list[int] = []
+
+    def probe(rows: int) -> float:
+        probes.append(rows)
+        return 9.0 if disturbed and rows > 1 else 1.0
+
+    cost = ForwardCost(probe, sizes=(1, 2, 4, 8))
+    assert cost(4) / cost(1) == cost(8) / cost(1) == 9.0
     disturbed = False
-    for _ in range(20):
+    before = len(probes)
+    for _ in range(4):
         cost.observe(4, 1.0)
         cost.observe(1, 1.0)
     assert cost(4) / cost(1) < 1.5
+    assert len(probes) == before, "nothing is probed while somebody waits for tokens"
+    for _ in range(REFRESH):
+        cost.observe(4, 1.0)
+    assert probes[before:] == [8], "but for the larger sizes, one at a time"
+    assert cost(8) / cost(1) < 1.5
 
 
-def test_a_probe_is_good_for_many_steps() -> None:
+def test_steps_that_take_what_was_thought_probe_nothing() -> None:
     probes: list[int] = []
 
     def probe(rows: int) -> float:
@@ -69,7 +81,6 @@ def test_a_probe_is_good_for_many_steps() -> None:
         return 1.0
 
     cost = ForwardCost(probe, sizes=(1, 2))
-    for _ in range(TRUST // 2 - 10):
-        cost.observe(1, 0.3)
-        cost.observe(2, 5.0)  # the sum of it changes little
-    assert len(probes) <= 8
+    for step in range(10 * REFRESH):
+        cost.observe(1 + step % 2, 0.8 + step % 3)
+    assert len(probes) == 4

@@ -1,4 +1,4 @@
-"""Training a Learn2PD filter: the oracle arrives at the static answer in fewer forwards, and a filter learns what a position alone cannot say."""
+"""Training a Learn2PD filter: the oracle arrives at the static answer and a filter learns what a position alone does not say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from paceline.bench.sort_reverse import ANSWER, Training, examples, train
-from paceline.core.errors import UsageError
+from paceline.core.errors import CheckpointError, UsageError
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.training import learn2pd_traces
+from paceline.training.learn2pd import FilterJob, default_prompts, read_prompts, train_filter
 from paceline.training.learn2pd_fit import FitOptions, fit, split
 from paceline.training.learn2pd_traces import Traces, trace, traces
 
@@ -41,9 +42,9 @@ def test_the_oracle_needs_fewer_forwards(found: Traces) -> None:
 
 def test_blocks_end_right_or_overwritten(found: Traces) -> None:
     """A record whose block is new behind it was the last of its block."""
-    fresh = found.masked.all(-1)
+    fresh = np.asarray(found.masked.all(-1))
     last = np.append(fresh[1:], True)
-    left_right = (found.labels | ~found.masked).all(-1)
+    left_right = np.asarray((found.labels | ~found.masked).all(-1))
     assert (left_right | found.forced)[last].all()
     assert not left_right[~last].any()
     stuck = ~(found.labels & found.masked).any(-1)
@@ -139,6 +140,42 @@ def test_prompts_do_not_cross_splits() -> None:
     known = synthetic(20)
     parts = [set(known.prompt[part].tolist()) for part in split(known, 0)]
     assert [len(part) for part in parts] == [16, 2, 2]
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert sum(map(len, parts)) == len(set.union(*parts))
     with pytest.raises(UsageError, match="at least 3, not 2"):
         split(synthetic(2), 0)
+
+
+def test_filters_are_made_and_used(model: LLM, tmp_path: Path) -> None:
+    """From prompts to a file that decodes; a second time from the traces that are there."""
+    job = FilterJob(BLOCK, ANSWER, "probability", 3, FitOptions(iterations=30, target=0.3))
+    seen: list[tuple[str, int, int]] = []
+    made = train_filter(model, PROMPTS, job, tmp_path / "f", tmp_path / "work", report=lambda *told: seen.append(told))
+    assert seen[1][1:] == (6, 6)
+    assert seen[-1][1:] == (30, 30)
+    again = train_filter(model, PROMPTS, job, tmp_path / "g", tmp_path / "work")
+    np.testing.assert_array_equal(again.layers[0][0], made.layers[0][0])
+    llm = load(model, f"learn2pd:block={BLOCK},filter={tmp_path / 'f'},threshold=0.3", device="cpu", kv_tokens=512)
+    outputs = llm.generate(PROMPTS, max_tokens=ANSWER, ignore_eos=True)
+    assert sum(output.stats.forwards for output in outputs) <= ANSWER * len(PROMPTS)
+
+
+def test_jobs_that_cannot_be_done(model: LLM, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="multiple of block=8"):
+        FilterJob(8, 20)
+    with pytest.raises(UsageError, match="leaves no room"):
+        train_filter(model, [[3] * 5000], FilterJob(8, 24), tmp_path / "f")
+    with pytest.raises(UsageError, match="there is no folder"):
+        train_filter(model, PROMPTS, FilterJob(8, 24), tmp_path / "none" / "f")
+
+
+def test_prompts(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    assert read_prompts(tmp_path / "a.txt") == ["one", "two"]
+    (tmp_path / "a.jsonl").write_text('"one\\n"\n{"prompt": "two"}\n')
+    assert read_prompts(tmp_path / "a.jsonl") == ["one\n", "two"]
+    (tmp_path / "b.jsonl").write_text("3\n")
+    with pytest.raises(CheckpointError, match="line 1"):
+        read_prompts(tmp_path / "b.jsonl")
+    texts = default_prompts(9, 0)
+    assert len(set(texts)) == 9
+    assert texts == default_prompts(9, 0)

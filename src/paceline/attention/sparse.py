@@ -73,7 +73,7 @@ def gathered(query: Tensor, keys: Tensor, values: Tensor, pattern: BlockPattern,
 def _tiles(part: Float[Tensor, "length heads head_dim"], blocks: int, tile: int) -> Float[Tensor, "tiles tile head_dim"]:
     """Blocks of one head after the other, the last one filled up."""
     whole = F.pad(part, (0, 0, 0, 0, 0, blocks * tile - len(part)))
-    return whole.transpose(0, 1).reshape(-1, tile, part.shape[2])
+    return whole.transpose(0, 1).contiguous().view(-1, tile, part.shape[2])
 
 
 def _hidden(pattern: BlockPattern, dtype: torch.dtype) -> Float[Tensor, "tiles 1 keys"] | None:
@@ -114,7 +114,7 @@ def flex(query: Tensor, keys: Tensor, values: Tensor, pattern: BlockPattern, sca
 
 def _listed(kept: Tensor) -> tuple[Tensor, Tensor]:
     """Number and list of kept blocks, as FlexAttention wants them."""
-    order = kept.to(torch.uint8).sort(-1, descending=True, stable=True).indices
+    order = kept.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices
     return kept.sum(-1, dtype=torch.int32)[None], order.to(torch.int32)[None]
 
 
@@ -122,7 +122,8 @@ def _listed(kept: Tensor) -> tuple[Tensor, Tensor]:
 def _flex(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    attention: Callable[..., Any] = flex_attention
+    return torch.compile(attention) if compiled else attention
 
 
 KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, BlockPattern, float], Tensor]] = {

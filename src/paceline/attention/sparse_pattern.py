@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Select = Literal["isolated", "plain", "reference"]
+Select = Literal["isolated", "plain", "reference", "window", "sinks"]
+SINKS = 0.1  # share of the kept blocks that come from the beginning
 SCORE_ELEMENTS = 1 << 22  # attention weights held at a time while blocks are scored
 ROUNDING = 1e-9  # of shares like 0.3 * 10
 
@@ -42,7 +43,7 @@ class BlockPattern:
         """From the kept blocks alone."""
         counts = kept.sum(-1)
         most = int(counts.max())
-        index = kept.to(torch.uint8).sort(-1, descending=True, stable=True).indices[..., :most].contiguous()
+        index = kept.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., :most].contiguous()
         real = torch.arange(most, device=kept.device) < counts[..., None]
         return cls(kept, tile, length, index, None if bool(real.all()) else real)
 
@@ -122,32 +123,46 @@ def choose_pattern(
         keep: share of blocks that every query block reads.
         scale: of scores.
         select: the best blocks of the prompt and the best of the answer, so many of each (`isolated`); the best of all (`plain`); or as
-            released code selects (`reference`: one block more, and those of the answer by weights among themselves).
+            released code selects (`reference`: one block more, and those of the answer by weights among themselves). Two that look at no
+            attention, to compare with: the nearest blocks (`window`), or some of the first ones and the nearest (`sinks`, StreamingLLM).
     """
-    length = len(query)
-    scores = block_scores(query, keys, tile, scale)
-    blocks = scores.shape[-1]
-    if select == "reference":
-        last = next((block for block in range(blocks) if block * tile >= prompt), blocks - 1)
-        kept = _best(scores, _released(blocks, keep))
-        kept[..., last:] = _best(block_scores(query, keys, tile, scale, last * tile)[..., last:], _released(blocks - last, keep))
-        return BlockPattern.of(kept, tile, length)
-    if select == "plain":
-        return BlockPattern.of(_best(scores, _share(blocks, keep)), tile, length)
+    length, heads = query.shape[:2]
+    blocks = -(-length // tile)
     first = min(-(-prompt // tile), blocks - 1)  # block of the answer
-    parts = [_best(part, _share(part.shape[-1], keep)) for part in (scores[..., :first], scores[..., first:]) if part.shape[-1]]
-    return BlockPattern.of(torch.cat(parts, -1), tile, length)
+    total = _share(first, keep) + _share(blocks - first, keep)  # of equal density, whatever is compared
+    if select in ("window", "sinks"):
+        kept = _band(blocks, total, sinks=select == "sinks").to(query.device)
+        return BlockPattern.of(kept.expand(heads, -1, -1).contiguous(), tile, length)
+    scores = block_scores(query, keys, tile, scale)
+    if select == "reference":
+        kept = _best(scores, _released(blocks, keep))
+        kept[..., first:] = _best(block_scores(query, keys, tile, scale, first * tile)[..., first:], _released(blocks - first, keep))
+    elif select == "plain":
+        kept = _best(scores, total)
+    else:
+        parts = scores[..., :first], scores[..., first:]
+        kept = torch.cat([_best(part, _share(part.shape[-1], keep)) for part in parts], -1)
+    return BlockPattern.of(kept, tile, length)
 
 
 def _share(blocks: int, keep: float) -> int:
-    return max(1, ceil(keep * blocks - ROUNDING))
+    return min(blocks, max(1, ceil(keep * blocks - ROUNDING)))
 
 
 def _released(blocks: int, keep: float) -> int:
     return min(blocks, floor(keep * blocks + ROUNDING) + 1)
 
 
+def _band(blocks: int, count: int, *, sinks: bool) -> Bool[Tensor, "1 blocks blocks"]:
+    """The nearest key blocks of every query block, the earlier of two first; with sinks, the first key blocks before them."""
+    at = torch.arange(blocks)
+    nearness = -(at[:, None] - at).abs().double()[None]
+    if sinks:
+        nearness[..., : max(1, round(count * SINKS))] = 1.0
+    return _best(nearness, count)
+
+
 def _best(scores: Float[Tensor, "heads blocks candidates"], count: int) -> Bool[Tensor, "heads blocks candidates"]:
     """Marks the largest; equal ones in ascending order."""
-    order = scores.sort(-1, descending=True, stable=True).indices[..., :count]
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.denoising.base import canvases
+from paceline.denoising.denoiser import Denoiser
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 
@@ -26,6 +27,7 @@ class Run:
         tokens: output ids of each prompt.
         forwards, rows: of each prompt.
         seconds: for all of them, decoded one after the other or together.
+        runs: of each prompt, tokens that each forward decided, where it decided any.
     """
 
     method: str
@@ -33,12 +35,26 @@ class Run:
     forwards: tuple[int, ...]
     rows: tuple[int, ...]
     seconds: float
+    runs: tuple[tuple[int, ...], ...] = ()
 
 
-def run_method(model: LLM, method: str, prompts: Sequence[Sequence[int]], max_tokens: int, batch: int = 1) -> Run:
-    """Decode all prompts greedily, `batch` at a time; ends of text do not end an answer, so that all are of one length."""
+def run_method(
+    model: LLM,
+    method: str,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    batch: int = 1,
+    change: Callable[[Denoiser], Denoiser] | None = None,
+) -> Run:
+    """Decode all prompts greedily, `batch` at a time; ends of text do not end an answer, so that all are of one length.
+
+    Args:
+        change: made to the decoder first; for controls that no option asks for.
+    """
     room = batch * (max(map(len, prompts)) + max_tokens + 64) * canvases(method)
     llm = load(model, method, device=model.runner.decoder.device, kv_tokens=room, max_sequences=batch, max_rows=1 << 20, prefix_cache=False)
+    if change is not None:
+        llm.engine.denoiser = change(llm.engine.denoiser)
     llm.generate([list(prompts[0])], max_tokens=max_tokens, ignore_eos=True)  # first calls cost more
     start = perf_counter()
     outputs = llm.generate([list(prompt) for prompt in prompts], max_tokens=max_tokens, ignore_eos=True)
@@ -49,6 +65,7 @@ def run_method(model: LLM, method: str, prompts: Sequence[Sequence[int]], max_to
         tuple(output.stats.forwards for output in outputs),
         tuple(output.stats.rows for output in outputs),
         seconds,
+        tuple(output.stats.runs for output in outputs),
     )
 
 

@@ -14,6 +14,7 @@ from paceline.bench.runner import PLAIN, Cell, Contender, Memory, MethodContende
 from paceline.bench.workloads import Workload, find_workloads
 from paceline.core import registry
 from paceline.core.errors import UsageError
+from paceline.denoising.base import canvases
 from paceline.drafting.base import largest_draft
 from paceline.engine.batching import parse_batching
 from paceline.engine.llm import LLM
@@ -194,7 +195,7 @@ def _method(target: LLM, helper: LLM | None, method: str, cell: Cell, settings: 
         draft=helper,
         device=target.runner.decoder.device,
         coupled=cell.coupled,
-        kv_tokens=cell.batch * (longest + cell.max_tokens + most + SPARE),
+        kv_tokens=cell.batch * (longest + cell.max_tokens + most + SPARE) * canvases(method),
         max_sequences=cell.batch,
         prefix_cache=False,
         batching="ragged" if method == PLAIN else settings.batching,

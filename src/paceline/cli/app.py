@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from paceline import __version__
-from paceline.cli import audit, bench, chat, demo, generate, methods, models, warm, zoo
+from paceline.cli import audit, bench, chat, demo, generate, methods, models, train, warm, zoo
 from paceline.cli.guard import GuardedGroup
 
 app = typer.Typer(
@@ -45,3 +45,4 @@ app.command("audit")(audit.audit)
 app.command("bench")(bench.bench)
 app.command("warm")(warm.warm)
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(train.app, name="train")

@@ -73,7 +73,7 @@ class DenoisingConfig:
         sparse_skip: `sparsed`: share of the planned steps that read everything; 1 is dense.
         sparse_full: `sparsed`: number of such steps instead; 0 leaves it to `sparse_skip`.
         sparse_select: `sparsed`: blocks of prompt and answer are chosen apart (`isolated`), together (`plain`), or as released code does
-            (`reference`).
+            (`reference`); `window` and `sinks` look at no attention, and are there to compare with.
         store: block-causal models: store a finished block in the forward that begins the next one (`joined`) or in one of its own.
         guidance: classifier-free guidance scale (`cfg_scale`); 0 is none.
         early_exit: stop when a finished block holds the end of the answer. The output is the same; the canvas behind it is not computed.

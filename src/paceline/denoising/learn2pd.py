@@ -87,6 +87,6 @@ class Learn2PD:
         denoiser = assemble(config, context, Learned(made, bar, config.per_step))
         if denoiser.block != facts.block:
             raise CheckpointError(
-                f"{config.filter} was trained for blocks of {facts.block}, not {denoiser.block or 'the whole answer'}; give block={facts.block}"
+                f"{config.filter} was trained for blocks of {facts.block}, not {denoiser.block or 'all'}; give block={facts.block}"
             )
         return denoiser

@@ -15,8 +15,7 @@ SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 128)
 REFRESH = 32  # steps between two rebuilds of the interpolated table
 WEIGHT = 0.05  # of a new observation, for all sizes
 OWN_WEIGHT = 0.01  # and, beyond that, for its own size
-DOUBTS = 3  # steps that took less than half of what was thought, until sizes are probed again: disturbances only ever add time
-TRUST = 1000  # steps that probing again is good for at least
+DOUBTS = 3  # steps that took less than half of what was thought, until they are believed: disturbances only ever add time
 PASSES = 2  # of probing: what disturbs the machine for a moment must not meet one size alone
 
 
@@ -57,8 +56,8 @@ class ForwardCost:
         self._table: list[float] = []
         self._drift = 1.0  # what all sizes changed by since the table was built
         self._observed = 0
-        self._doubts = 0
-        self._trusted = 0  # steps observed before the next doubt counts
+        self._doubts: list[tuple[int, float]] = []  # size and seconds of steps that were faster than thought possible
+        self._suspects: list[int] = []  # sizes to probe again
 
     def __call__(self, rows: int) -> float:
         """Seconds of a forward with `rows` rows."""
@@ -74,7 +73,7 @@ class ForwardCost:
 
         Most of a deviation is the machine being faster or slower than when it was probed, which scales every size; a little of it is
         this size being different. An outlier (another process, a garbage collection) counts at most double. Steps much faster than is
-        thought possible mean that probing was disturbed: it is done again.
+        thought possible mean that probing was disturbed.
         """
         if not self._table:
             self._measure()
@@ -82,21 +81,31 @@ class ForwardCost:
         common = 1 + WEIGHT * deviation
         self._drift *= common
         self._seconds = [known * common for known in self._seconds]
-        self._seconds[min(bisect_left(self._sizes, rows), len(self._sizes) - 1)] *= 1 + OWN_WEIGHT * deviation
+        place = min(bisect_left(self._sizes, rows), len(self._sizes) - 1)
+        self._seconds[place] *= 1 + OWN_WEIGHT * deviation
         self._observed += 1
-        self._doubts += deviation < -0.5
-        if self._doubts >= DOUBTS and self._observed >= self._trusted:
-            self._trusted = self._observed + TRUST
-            self._measure()
+        if deviation < -0.5:
+            self._doubts.append((place, seconds))
+        if len(self._doubts) == DOUBTS:
+            self._correct()
         if self._observed % REFRESH == 0:
+            if self._suspects:
+                size = self._suspects.pop(0)
+                self._seconds[size] = min(self._seconds[size], self._probe(self._sizes[size]))
             self._rebuild()
+
+    def _correct(self) -> None:
+        """Probing was disturbed. What steps took bounds their size and all smaller ones; larger ones are probed again, one at a time."""
+        place, seconds = max(size for size, _ in self._doubts), max(taken for _, taken in self._doubts)
+        self._seconds = [min(known, seconds) if size <= place else known for size, known in enumerate(self._seconds)]
+        self._doubts, self._suspects = [], list(range(place + 1, len(self._sizes)))
+        self._rebuild()
 
     def _measure(self) -> None:
         passes = [[self._probe(size) for size in self._sizes] for _ in range(PASSES)]
         probed = [min(seconds) for seconds in zip(*passes, strict=True)]
         # Interruptions only ever add time: what fewer rows took longer than more rows is noise.
         self._seconds = list(accumulate(reversed(probed), min))[::-1]
-        self._doubts = 0
         self._rebuild()
 
     def _rebuild(self) -> None:

@@ -7,7 +7,7 @@ ground truth is needed. Decoding again, every open position whose prediction is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from paceline.denoising.rules import Scope
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 
+COLUMNS = ("prompt", "features", "labels", "masked", "forced")
 SURE = 1e4  # logit of a token that is forced
 
 
@@ -57,8 +58,8 @@ class Traces:
     @classmethod
     def joined(cls, parts: Sequence[Traces]) -> Traces:
         """Records of several traces; prompts keep their numbers."""
-        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("prompt", "features", "labels", "masked", "forced"))
-        return cls(*arrays, static=sum(part.static for part in parts))
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+        return cls(**columns, static=sum(part.static for part in parts))
 
 
 @dataclass(slots=True)
@@ -183,16 +184,13 @@ def traces(
 def _write(part: Traces, file: Path) -> None:
     partial = file.with_suffix(".partial")
     with partial.open("wb") as content:
-        np.savez_compressed(content, **dict(_fields(part)))
+        np.savez_compressed(
+            content, prompt=part.prompt, features=part.features, labels=part.labels, masked=part.masked, forced=part.forced,
+            static=np.array(part.static),
+        )  # fmt: skip
     os.replace(partial, file)
-
-
-def _fields(part: Traces) -> Iterator[tuple[str, np.ndarray]]:
-    for name in Traces.__slots__:
-        yield name, np.asarray(getattr(part, name))
 
 
 def _read(file: Path) -> Traces:
     with np.load(file) as content:
-        arrays = {name: content[name] for name in Traces.__slots__}
-    return Traces(**{**arrays, "static": int(arrays["static"])})
+        return Traces(**{name: content[name] for name in COLUMNS}, static=int(content["static"]))
