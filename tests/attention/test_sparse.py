@@ -147,6 +147,18 @@ def test_selections_differ_as_described() -> None:
     assert (pattern_of(query, keys, 40, keep=1.0, select="reference").density) == 1
 
 
+def test_patterns_that_look_at_no_attention() -> None:
+    """As dense as isolated selection, whatever queries and keys are: the nearest blocks, or a tenth of them from the beginning."""
+    query, keys, _ = drawn(320)
+    window, sinks = (pattern_of(query, keys, 100, keep=0.3, select=select) for select in ("window", "sinks"))
+    assert window.density == sinks.density == pattern_of(query, keys, 100, keep=0.3).density
+    count = int(window.kept[0, 0].sum())
+    assert torch.equal(window.kept[0, 20].nonzero()[:, 0], torch.arange(20 - count // 2, 20 - count // 2 + count))
+    assert sinks.kept[..., : max(1, round(count / 10))].all()
+    assert sinks.kept[0, 20].sum() == count
+    assert torch.equal(window.kept[0], window.kept[3])
+
+
 def test_patterns_of_a_canvas_cut_short() -> None:
     query, keys, values = drawn(61)
     pattern = pattern_of(query, keys, 20)

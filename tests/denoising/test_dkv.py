@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusion_models import MASK, Make, Reference
+from diffusion_models import MASK, Make, Reference, write
 from torch import Tensor
 
+from paceline.bench.audit.certificate import Outcome
+from paceline.bench.audit.run import run_audit
 from paceline.core.batch import MemoryView
 from paceline.core.errors import UsageError
 from paceline.denoising.canvas import Canvas, Flags
@@ -261,6 +264,15 @@ def test_a_batch_changes_nothing(make: Make, layout: str, cache: str) -> None:
     together = make(layout, method, max_rows=48).generate(PROMPTS, max_tokens=20, ignore_eos=True)
     assert [output.token_ids for output in alone] == [output.token_ids for output in together]
     assert [output.stats.rows for output in alone] == [output.stats.rows for output in together]
+
+
+@pytest.mark.parametrize("method", ["static:cache=dkv-decode,block=8", "static:cache=dkv-greedy,algorithm=random,block=8"])
+def test_the_audit_measures_it(tmp_path: Path, method: str) -> None:
+    """Nothing is promised but that an answer does not depend on those beside it."""
+    certificate = run_audit(write(tmp_path, "llada"), method, dtype="float64", prompts=PROMPTS, max_tokens=16, controls=False)
+    certificate.require()
+    assert certificate.guarantee["greedy"] == "bounded"
+    assert [check.outcome for check in certificate.checks] == [Outcome.MEASURED, Outcome.PASSED]
 
 
 def test_memory_is_given_back(make: Make) -> None:

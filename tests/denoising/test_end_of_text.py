@@ -62,7 +62,7 @@ def test_canvases_shrink_and_outputs_keep_their_length(make: Make, method: str, 
 
 def test_caches_that_forget_nothing_change_nothing(make: Make) -> None:
     plain = run(make("llada", "static:block=8,eotp=committed"), OFTEN)[0]
-    for cache in ("prefix", "dual"):
+    for cache in ("prefix", "dual", "dkv-decode"):
         assert run(make("llada", f"static:block=8,eotp=committed,cache={cache},refresh=1"), OFTEN)[0] == plain
 
 

@@ -102,6 +102,15 @@ def test_several_tokens_per_step(make: Make, layout: str) -> None:
         assert all(mine <= plain for mine, plain in zip(forwards(found), forwards(static), strict=True))
 
 
+@pytest.mark.parametrize("layout", ["llada", "dream", "sdar"])
+def test_from_left_to_right(make: Make, layout: str) -> None:
+    static = run(make, layout, "static:algorithm=sequential")
+    found = run(make, layout, "freedave:algorithm=sequential")
+    assert ids(found) == ids(static)
+    assert sum(forwards(found)) < sum(forwards(static))
+    assert FreeDaveConfig(algorithm="sequential").guarantees is not None
+
+
 @pytest.mark.parametrize(("layout", "cache"), CACHES)
 def test_samples_of_static_decoding(make: Make, layout: str, cache: str) -> None:
     static = run(make, layout, f"static:cache={cache}", sampling=SAMPLED)
@@ -209,6 +218,7 @@ def test_what_is_promised() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"drafts": 0}, {"per_step": 0}, {"per_step": 2, "threshold": 0.9}, {"threshold": -1.0}, {"radius": 2}, {"match": "subset"},
+     {"algorithm": "sequential", "threshold": 0.9},
      {"cache": "dual", "refresh": 2}, {"cache": "dkv-decode"}, {"guidance": 1.0}, {"eager": True, "cache": "dual"},
      {"radius": 2, "threshold": 0.5, "relaxed": 0.7}],
 )  # fmt: skip

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from diffusion_models import HEADS, LAYERS, MASK, Make
+from diffusion_models import HEADS, LAYERS, MASK, Make, write
 
 from paceline.attention.sparse_pattern import choose_pattern
+from paceline.bench.audit.certificate import Outcome
+from paceline.bench.audit.run import run_audit
 from paceline.core.errors import UsageError
 from paceline.denoising import sparsed
 from paceline.denoising.canvas import Canvas
@@ -196,6 +199,15 @@ def test_a_batch_changes_nothing(make: Make, layout: str, options: str) -> None:
         assert [output.token_ids for output in alone] == [output.token_ids for output in together]
 
 
+def test_the_audit_measures_it(tmp_path: Path) -> None:
+    """Nothing is promised but that an answer does not depend on those beside it."""
+    method = f"static:block=8,{SPARSE}"
+    certificate = run_audit(write(tmp_path, "llada"), method, dtype="float64", prompts=PROMPTS, max_tokens=12, controls=False)
+    certificate.require()
+    assert certificate.guarantee["greedy"] == "bounded"
+    assert [check.outcome for check in certificate.checks] == [Outcome.MEASURED, Outcome.PASSED]
+
+
 @pytest.mark.parametrize(
     ("layout", "method", "named"),
     [
@@ -204,6 +216,8 @@ def test_a_batch_changes_nothing(make: Make, layout: str, options: str) -> None:
         ("llada", "static:attention=sparsed,sparse_keep=1.5", "sparse_keep"),
         ("llada", "static:attention=sparsed,sparse_skip=-1", "sparse_skip"),
         ("sdar", "static:attention=sparsed", "attention=dense"),
+        ("llada", "freedave:attention=sparsed", "attention"),
+        ("llada", "freedave:cache=dkv-decode", "cache"),
     ],
 )
 def test_what_does_not_fit_is_said(make: Make, layout: str, method: str, named: str) -> None:

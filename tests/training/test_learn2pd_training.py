@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paceline.bench.sort_reverse import ANSWER, Training, examples, train
+from paceline.bench.sort_reverse import ANSWER, MASK, SHAPE, Training, examples, train
 from paceline.core.errors import CheckpointError, UsageError
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
@@ -16,6 +16,7 @@ from paceline.training import learn2pd_traces
 from paceline.training.learn2pd import FilterJob, default_prompts, read_prompts, train_filter
 from paceline.training.learn2pd_fit import FitOptions, fit, split
 from paceline.training.learn2pd_traces import Traces, trace, traces
+from paceline.zoo.denoiser import Denoising, new_denoiser, save_denoiser
 
 BLOCK = 8
 PROMPTS = [row.tolist() for row in examples(6, 3)[0]]
@@ -74,6 +75,17 @@ def test_batches_are_single_runs(model: LLM, found: Traces) -> None:
     np.testing.assert_array_equal(alone.labels, found.labels)
     np.testing.assert_array_equal(alone.prompt, found.prompt)
     np.testing.assert_allclose(alone.features, found.features, atol=1e-5)
+
+
+def test_block_diffusion(tmp_path: Path) -> None:
+    """Blocks are cut at multiples of their size; the last one reaches behind the answer, and the first begins with the rest of the prompt."""
+    kind = Denoising("sdar", MASK, 4)
+    save_denoiser(new_denoiser(kind, {**SHAPE, "head_dim": 16, "initializer_range": 0.4}, 1), kind, tmp_path)
+    found = trace(load(tmp_path, dtype="float32", device="cpu", kv_tokens=256), PROMPTS[:3], 21, 4)
+    assert found.features.shape[1] == 4
+    last = np.append(np.asarray(found.masked[1:].sum(-1) >= found.masked[:-1].sum(-1)), True)
+    assert ((found.labels | ~found.masked).all(-1) | found.forced)[last].all()
+    assert set(found.masked[found.prompt == 0][0].tolist()) == {False, True}  # ten tokens: two of the third block are given
 
 
 def test_traces_go_on_where_they_were(model: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

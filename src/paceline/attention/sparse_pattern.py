@@ -141,7 +141,7 @@ def choose_pattern(
         kept = _best(scores, total)
     else:
         parts = scores[..., :first], scores[..., first:]
-        kept = torch.cat([_best(part, _share(part.shape[-1], keep)) for part in parts], -1)
+        kept = torch.cat([_best(part, _share(part.shape[-1], keep)) for part in parts if part.shape[-1]], -1)
     return BlockPattern.of(kept, tile, length)
 
 

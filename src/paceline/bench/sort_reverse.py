@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from paceline.denoising.objective import masked_loss, masks, rates
 from paceline.models.config import DiffusionSpec
@@ -99,20 +99,43 @@ def train(settings: Training, on_step: Callable[[int, float], None] | None = Non
         settings: of the run.
         on_step: called with the step and its loss.
     """
-    kind = Denoising("llada", MASK)
-    network = new_denoiser(kind, SHAPE, settings.seed)
-    visible = kind.visible(PROMPT + ANSWER)
     clean = torch.cat(examples(settings.sequences, settings.seed), 1)
-    answers = (torch.arange(PROMPT + ANSWER) >= PROMPT).expand(settings.batch, -1)
+
+    def draw(generator: torch.Generator) -> Int[Tensor, "batch tokens"]:
+        return clean[torch.randint(len(clean), (settings.batch,), generator=generator)]
+
+    kind = Denoising("llada", MASK)
+    return fit(new_denoiser(kind, SHAPE, settings.seed), kind, settings, draw, ANSWER, on_step)
+
+
+def fit(
+    network: nn.Module,
+    kind: Denoising,
+    settings: Training,
+    draw: Callable[[torch.Generator], Int[Tensor, "batch tokens"]],
+    answer: int,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Decoder:
+    """Train a network on a small task, masking answers alone, and share it as a decoder in float32.
+
+    Args:
+        network, kind: what is trained.
+        settings: of the run.
+        draw: the rows of a step, prompts and answers.
+        answer: tokens of an answer.
+        on_step: called with the step and its loss.
+    """
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(settings.seed)
     for step in range(settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.rate(step)
-        ids = clean[torch.randint(len(clean), (settings.batch,), generator=generator)]
-        rate = rates(settings.batch, generator)
+        ids = draw(generator)
+        rows, tokens = ids.shape
+        answers = (torch.arange(tokens) >= tokens - answer).expand(rows, -1)
+        rate = rates(rows, generator)
         masked = masks(answers, rate, generator)
-        logits = denoiser_logits(network, torch.where(masked, MASK, ids), visible)
+        logits = denoiser_logits(network, torch.where(masked, kind.mask, ids), kind.visible(tokens))
         loss = masked_loss(logits, ids, masked, rate, answers)
         optimiser.zero_grad()
         loss.backward()
@@ -121,5 +144,5 @@ def train(settings: Training, on_step: Callable[[int, float], None] | None = Non
         if on_step is not None:
             on_step(step, float(loss.detach()))
     decoder = share_decoder(cast("PreTrainedModel", network.eval().requires_grad_(False)))
-    decoder.config = replace(decoder.config, diffusion=DiffusionSpec(mask=MASK))
+    decoder.config = replace(decoder.config, diffusion=DiffusionSpec(mask=kind.mask))
     return decoder

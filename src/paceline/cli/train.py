@@ -57,17 +57,12 @@ def learn2pd(
     json: options.Json = False,
 ) -> None:
     """Train the filter of `learn2pd` on the model's own answers. Decode with it by `--method learn2pd:filter=FILE,block=...`."""
-    from pydantic import TypeAdapter, ValidationError
-
     from paceline.core.errors import UsageError
     from paceline.training.learn2pd import FilterJob, default_prompts, read_prompts, train_filter
+    from paceline.training.learn2pd_fit import FitOptions
 
-    wanted = {"iterations": iterations, "layers": layers, "loss_on": loss_on, "target": target, "seed": seed}
-    try:
-        job = TypeAdapter(FilterJob).validate_python({"block": block, "length": length, "feature": feature, "batch": batch, "fit": wanted})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"option {first['loc'][-1]}={first.get('input')!r}: {first['msg']}") from None
+    fit = FitOptions(iterations, layers=layers, loss_on=loss_on, target=target, seed=seed)  # type: ignore[arg-type]  it checks
+    job = FilterJob(block, length, feature, batch, fit)  # type: ignore[arg-type]
     llm = options.open_model(model, "static", dtype=dtype, device=device)
     if llm.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer to write prompts with")

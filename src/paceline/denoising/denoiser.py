@@ -60,7 +60,8 @@ class Hooks(Protocol):
         """Called before the first forward of an answer with `None`, and behind every one that decides with its number from 0."""
 
     def logits(self, step: int, canvas: Canvas, logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:
-        """Called with the logits of the open positions of the block, row i predicting position i; what it returns is read instead."""
+        """Called with the logits of the positions that were asked about (the open ones of the block, or all of it where the rule wants
+        them), one row each; what it returns is read instead."""
 
 
 @dataclass(frozen=True, slots=True)

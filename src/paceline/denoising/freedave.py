@@ -28,6 +28,7 @@ class FreeDaveConfig(DenoisingConfig):
         mode: how they share a forward: each as a segment with slots of its own (`batch`), all as one masked segment (`tree`), or one
             forward each (`sequential`; saves nothing, for comparisons).
         per_step: tokens that the static decoder decides per step.
+        algorithm: which positions static decoding takes first: the likeliest, or those furthest to the left (`sequential`).
         threshold: above 0, draft on top of threshold decoding (FreeDave++): near its tokens, in fewer forwards.
         radius, relaxed: with a threshold, draft on top of LocalLeap; 0 is plain threshold decoding.
         match: `exact` keeps drafted states that plain decoding would have reached; `subset` keeps those of which plain decoding would
@@ -38,6 +39,7 @@ class FreeDaveConfig(DenoisingConfig):
     drafts: int = 4
     mode: Mode = "batch"
     per_step: int = 1
+    algorithm: Literal["low_confidence", "sequential"] = "low_confidence"
     threshold: float = 0.0
     radius: int = 0
     relaxed: float = 0.75
@@ -49,12 +51,14 @@ class FreeDaveConfig(DenoisingConfig):
         rules = {
             "drafts": (self.drafts >= 1, "at least 1"),
             "per_step": (self.per_step >= 1 and not (self.per_step > 1 and self.threshold), "at least 1, and left out with a threshold"),
+            "algorithm": (self.confident or not self.threshold, "low_confidence with a threshold"),
             "threshold": (self.threshold >= 0, "at least 0"),
             "radius": (self.radius >= 0 and not (self.radius and not self.threshold), "at least 0, and left out without a threshold"),
             "relaxed": (not self.radius or 0 <= self.relaxed <= self.threshold, "between 0 and the threshold"),
             "match": (self.match != "subset" or self.threshold > 0, "exact, or a threshold be given: static decoding is matched exactly"),
             "cache": (self.cache in PURE, f"one of {', '.join(PURE)}: drafts need a cache that is frozen while a block is decided"),
             "refresh": (self.refresh == 0, "0: drafts need a cache that is frozen while a block is decided"),
+            "attention": (self.attention == "dense", "dense: drafted states have no patterns of their own"),
             "eotp": (self.eotp == "off", "off: drafts need a canvas of fixed length"),
             "guidance": (self.guidance == 0, "0: drafts with guidance are not supported"),
             "eager": (not self.eager or self.cache == "none", "false with a cache, which is frozen anew when a block begins"),
@@ -66,8 +70,13 @@ class FreeDaveConfig(DenoisingConfig):
     @property
     def guarantees(self) -> tuple[Guarantee, Guarantee] | None:
         """Plain decoding where the decoder drafted for is plain: one position per step, everything computed in every forward."""
-        plain = self.per_step == 1 and self.threshold == 0 and self.cache == "none" and not self.altered
+        plain = self.per_step == 1 and self.confident and self.threshold == 0 and self.cache == "none" and not self.altered
         return None if plain else (Guarantee.BOUNDED, Guarantee.BOUNDED)
+
+    @property
+    def confident(self) -> bool:
+        """Whether the likeliest positions come first."""
+        return self.algorithm == "low_confidence"
 
     @property
     def canvases(self) -> int:
@@ -85,7 +94,9 @@ class FreeDaveConfig(DenoisingConfig):
         """The method whose tokens these are, in at least as many forwards; `None` for FreeDave++, which is only near one."""
         if self.accepts == "subset" and self.drafts > 1:
             return None
-        base = f"threshold:threshold={self.threshold}" if self.threshold else f"static:per_step={self.per_step}"
+        base = f"static:per_step={self.per_step},algorithm={self.algorithm}"
+        if self.threshold:
+            base = f"threshold:threshold={self.threshold}"
         if self.radius:
             base = f"localleap:threshold={self.threshold},relaxed={self.relaxed},radius={self.radius}"
         shared = (f"{entry.name}={_text(getattr(self, entry.name))}" for entry in fields(DenoisingConfig))
@@ -125,7 +136,7 @@ def _ahead(config: FreeDaveConfig, block: int) -> int:
 
 def _rule(config: FreeDaveConfig) -> CommitRule:
     if not config.threshold:
-        return Static(PerStep(config.per_step))
+        return Static(PerStep(config.per_step), "score" if config.confident else "sequential")
     return Leap(config.threshold, config.relaxed, config.radius) if config.radius else Threshold(config.threshold)
 
 

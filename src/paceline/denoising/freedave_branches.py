@@ -7,7 +7,7 @@ stored blocks and of frozen positions are read where they are (FreeDave's repeat
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -72,8 +72,8 @@ def batched(look: Look, canvas: Canvas, branches: int) -> tuple[Look, ...]:
     looks = [look]
     for index in range(branches - 1):
         own = Branch(view, [view.length + offset for offset in offsets], canvas.length + index * len(offsets))
-        segment = Segment(own, len(offsets), mask=mask, offsets=offsets, canvas=look.segment.canvas)
-        looks.append(Look(own, look.positions[look.keep :], segment))
+        segment = replace(look.segment, memory=own, rows=len(offsets), mask=mask, offsets=offsets)
+        looks.append(replace(look, view=own, positions=look.positions[look.keep :], segment=segment, keep=0))
     return tuple(looks)
 
 
@@ -100,8 +100,10 @@ def joined(look: Look, canvas: Canvas, branches: int) -> Look:
         mask[rows, : base.shape[1]] = seen
     positions = [*look.positions, *list(look.positions[look.keep :]) * (branches - 1)]
     where = [*range(view.length, canvas.length), *positions[len(offsets) :]]
-    segment = Segment(view, len(positions), mask=mask, offsets=[*offsets, *own], scratch_positions=where)
-    return Look(view, positions, segment, keep=look.keep)
+    segment = replace(
+        look.segment, rows=len(positions), mask=mask, offsets=[*offsets, *own], scratch_positions=where, canvas=None
+    )
+    return replace(look, positions=positions, segment=segment)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,30 @@ def masks(
     return masked
 
 
+def counted_masks(
+    answers: Bool[Tensor, "rows tokens"], generator: torch.Generator
+) -> tuple[Bool[Tensor, "rows tokens"], Float[Tensor, " rows"]]:
+    """Masks with a fixed number per row, in place of a rate: numbers from 1 to the row's answer length, evenly spread over the rows.
+
+    Every number is equally likely in every row, so that the expected loss is the same bound as with rates (LLaDA, arXiv 2502.09992, eq. 6,
+    and Ou et al. 2024, arXiv 2406.03736); its variance is far smaller, since a row's loss is the mean over its masked tokens.
+
+    Args:
+        answers: positions that may be masked, at least one per row.
+        generator: of the draws, on the CPU.
+
+    Returns:
+        Masks, and the share of each answer that is masked, which stands for the rate.
+    """
+    rows, length = len(answers), answers.sum(-1)
+    spread = (torch.rand(1, generator=generator) + torch.arange(rows) / rows) % 1
+    spread = spread[torch.randperm(rows, generator=generator)]  # neighbours must not have neighbouring numbers
+    count = torch.minimum(1 + (spread * length).long(), length)
+    order = torch.rand(answers.shape, generator=generator).masked_fill(~answers, 2.0)
+    masked = answers & (order.argsort(-1).argsort(-1) < count[:, None])
+    return masked, count / length
+
+
 def masked_loss(
     logits: Float[Tensor, "rows tokens vocabulary"],
     ids: Int[Tensor, "rows tokens"],

@@ -117,7 +117,7 @@ class Blocks:
         base, low = view.length, canvas.low
         high = min(canvas.high + self.ahead * canvas.block, canvas.length)
         clean = low - base
-        if clean and (not self.joined or clean + high - low > max(room, (2 + self.ahead) * canvas.block)):
+        if clean and (not self.joined or clean + high - low > max(room, 2 * (1 + self.ahead) * canvas.block)):
             rows = min(clean, max(canvas.block, room // canvas.block * canvas.block))
             return Look(view, range(base, base + rows), _block_causal(view, rows, canvas.block), keep=rows)
         return Look(view, range(base, high), _block_causal(view, high - base, canvas.block), keep=clean)

@@ -18,6 +18,12 @@ INLINE lanes widen(const element *at) {
 #endif
 }
 
+/* Fetch what is needed a block later: heads lie far apart in memory, which the processor's own prefetch does not follow. */
+INLINE void ahead(const stretch *of, int64_t place, const int chunks) {
+    const element *next = of->pool + of->slots[place + LANES] * of->stride;
+    for (int at = 0; at < chunks * LANES; at += 64 / (int)sizeof(element)) __builtin_prefetch(next + at);
+}
+
 /* Sums of neighbouring lanes: those of a in the lower half, those of b in the upper. */
 INLINE lanes fold(lanes a, lanes b) {
     const order even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
@@ -40,6 +46,7 @@ INLINE void score_shape(const float *query, const stretch *keys, float *scores, 
         lanes part[queries][LANES];
         for (int place = 0; place < LANES; place++) {
             const element *key = keys->pool + keys->slots[start + place] * keys->stride;
+            ahead(keys, start + place, chunks);
             lanes sum[queries];
 #pragma GCC unroll 4
             for (int q = 0; q < queries; q++) sum[q] = (lanes){0};
@@ -62,6 +69,7 @@ INLINE void mix_shape(const float *weights, const stretch *values, float *sums, 
     memcpy(sum, sums, sizeof sum);
     for (int64_t at = values->start; at < values->stop; at++) {
         const element *value = values->pool + values->slots[at] * values->stride;
+        ahead(values, at, chunks);
 #pragma GCC unroll 8
         for (int chunk = 0; chunk < chunks; chunk++) {
             const lanes held = widen(value + chunk * LANES);

@@ -8,7 +8,7 @@
 /* Keys (or values) of one head in the order of a path, from place `start` (a whole number of blocks) up to `stop`. */
 typedef struct {
     const element *pool;
-    const int32_t *slots; /* of the path, filled up to a whole block with valid slots */
+    const int32_t *slots; /* of the path, filled up to a whole block with valid slots, and one block more */
     int64_t start, stop, stride, dim;
 } stretch;
 

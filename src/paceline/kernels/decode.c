@@ -138,7 +138,7 @@ static inline void soften(float *score, int64_t count, float softcap) {
     for (int64_t i = 0; i < count; i++) score[i] /= total;
 }
 
-/* Slots of a row's path, in order, filled up to a whole block. Returns their number. */
+/* Slots of a row's path, in order, filled up to a whole block and one more. Returns their number. */
 static inline int64_t walk(const path *p, int64_t row, int32_t *slots) {
     int64_t count = 0;
     for (int64_t run = p->first[row]; run < p->first[row + 1]; run++) {
@@ -146,7 +146,8 @@ static inline int64_t walk(const path *p, int64_t row, int32_t *slots) {
         for (int32_t i = 0; i < length; i++) slots[count + i] = low + i;
         count += length;
     }
-    for (int64_t at = count; at % LANES; at++) slots[at] = slots[count - 1];
+    const int64_t filled = (count + LANES - 1) / LANES * LANES + LANES;
+    for (int64_t at = count; at < filled; at++) slots[at] = slots[count - 1];
     return count;
 }
 
@@ -183,7 +184,7 @@ static void attend(const void *work, int64_t piece) {
     const step *s = p->s;
     const int64_t dim = l->dim, groups = l->heads / l->kv_heads, tall = tile_rows(l), row_width = (l->heads + 2 * l->kv_heads) * dim;
     const int64_t most = groups < MOST_QUERIES ? groups : MOST_QUERIES; /* heads of a row at once */
-    const int64_t room = (s->longest + LANES - 1) / LANES * LANES;
+    const int64_t room = (s->longest + LANES - 1) / LANES * LANES + LANES;
     float *scores = scratch(2 * MOST_QUERIES * room + 2 * MOST_QUERIES * dim);
     int32_t *slots = (int32_t *)(scores + MOST_QUERIES * room);
     float *query = (float *)(slots + MOST_QUERIES * room), *sums = query + MOST_QUERIES * dim;

@@ -11,8 +11,8 @@
 #include <stdatomic.h>
 
 #define MOST 64            /* threads */
-#define SPINS 6000         /* looks for work before a helper sleeps: about 0.2 ms */
-#define PATIENCE 2000      /* looks at a piece in other hands before the caller offers its core */
+#define SPINS 6000         /* looks for a caller before a helper sleeps: about 0.2 ms */
+#define PATIENCE 2000      /* looks at a piece in other hands before a thread offers its core */
 #define LEFT_BITS 16
 #define LEFT(state) ((state) & ((1 << LEFT_BITS) - 1))
 
@@ -24,7 +24,7 @@ static int64_t pieces_now;
 
 static pthread_mutex_t calling = PTHREAD_MUTEX_INITIALIZER, sleeping = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t called = PTHREAD_COND_INITIALIZER;
-static _Atomic int64_t calls, sleepers;
+static _Atomic int64_t calls, sleepers, open; /* open: between gather and dismiss */
 static int64_t made;            /* helpers that exist */
 static __thread int64_t alone;  /* whether this thread found the helpers busy with another caller */
 
@@ -52,8 +52,10 @@ static void *helper(void *number) {
     for (int64_t idle = 0;;) {
         if (worker <= atomic_load(&helpers) && help()) {
             idle = 0;
-        } else if (++idle < SPINS) {
+        } else if (++idle < PATIENCE || (idle < SPINS && !atomic_load(&open))) {
             look_away();
+        } else if (atomic_load(&open)) { /* the caller has the rest in hand, or works alone for a moment; more is to come */
+            sched_yield();
         } else {
             pthread_mutex_lock(&sleeping);
             atomic_fetch_add(&sleepers, 1);
@@ -71,6 +73,7 @@ static void *helper(void *number) {
 static void forget(void) {
     made = 0;
     atomic_store(&sleepers, 0);
+    atomic_store(&open, 0);
     atomic_store(&state, 0);
     pthread_mutex_init(&calling, NULL);
     pthread_mutex_init(&sleeping, NULL);
@@ -89,6 +92,7 @@ int64_t gather(int64_t threads) {
         pthread_detach(thread);
     }
     atomic_store(&helpers, threads - 1);
+    atomic_store(&open, 1);
     atomic_fetch_add(&calls, 1);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&sleeping);
@@ -115,5 +119,7 @@ void share(task doing, const void *work, int64_t pieces) {
 }
 
 void dismiss(void) {
-    if (!alone) pthread_mutex_unlock(&calling);
+    if (alone) return;
+    atomic_store(&open, 0);
+    pthread_mutex_unlock(&calling);
 }

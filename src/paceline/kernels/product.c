@@ -14,7 +14,7 @@
 #define AHEAD 8192 /* bytes that the weight is fetched ahead: with several rows the processor's own prefetch falls behind */
 #define GROUP 4  /* panels that share a tile of rows while both are in cache */
 #if __AVX512F__
-#define TALLEST 12 /* rows of a tile: their sums fill the registers */
+#define TALLEST (BF16 ? 12 : 8) /* rows of a tile: their sums fill the registers; float32 needs some for the inputs too */
 #define WIDE 4     /* up to so many rows a tile is two panels wide, for enough independent sums */
 #else
 #define TALLEST 3
@@ -81,7 +81,7 @@ static void stripe(const linear *layer, const element *x, element *out, int64_t 
 #define CASE(n)                                                                                                                            \
     case n: tile(layer, x, out, panel, n, 1); break;
         CASE(1) CASE(2) CASE(3)
-#if TALLEST > 3
+#if TALLEST > 3 /* never chosen beyond TALLEST */
         CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
     }

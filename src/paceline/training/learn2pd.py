@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 from paceline.core.errors import CheckpointError, UsageError
 from paceline.denoising.learn2pd_filter import Feature, Filter, save_filter
@@ -45,10 +46,15 @@ class FilterJob:
     fit: FitOptions = field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
-        if self.block < 1 or self.batch < 1:
-            raise UsageError("learn2pd training: block and batch must be at least 1")
-        if self.length < 1 or self.length % self.block:
-            raise UsageError(f"learn2pd training: option length={self.length} must be a multiple of block={self.block}")
+        rules = {
+            "block": (self.block >= 1, "at least 1"),
+            "length": (self.length >= 1 and self.length % max(1, self.block) == 0, f"a multiple of block={self.block}"),
+            "feature": (self.feature in get_args(Feature), " or ".join(get_args(Feature))),
+            "batch": (self.batch >= 1, "at least 1"),
+        }
+        for name, (valid, wanted) in rules.items():
+            if not valid:
+                raise UsageError(f"learn2pd training: option {name}={getattr(self, name)!r} must be {wanted}")
 
 
 def train_filter(

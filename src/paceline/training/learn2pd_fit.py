@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from paceline.core.errors import UsageError
 from paceline.denoising.canvas import Flags, Floats
 from paceline.denoising.learn2pd_filter import Feature, Filter, FilterFacts
 from paceline.training.learn2pd_traces import Traces
+
+Counted = Literal["all", "masked"]
 
 BARS = (*np.arange(0.5, 0.99, 0.01).round(2).tolist(), 0.99, 0.995, 0.999, 1.0)
 BINS = 10
@@ -36,7 +38,7 @@ class FitOptions:
     iterations: int = 3000
     rate: float = 3e-3
     layers: int = 2
-    loss_on: Literal["all", "masked"] = "all"
+    loss_on: Counted = "all"
     target: float = 0.02
     seed: int = 0
 
@@ -44,6 +46,7 @@ class FitOptions:
         rules = {
             "iterations": (self.iterations >= 0, "at least 0"),
             "layers": (self.layers >= 1, "at least 1"),
+            "loss_on": (self.loss_on in get_args(Counted), " or ".join(get_args(Counted))),
             "target": (0 <= self.target <= 1, "between 0 and 1"),
         }
         for name, (valid, wanted) in rules.items():
@@ -90,8 +93,9 @@ def fit(traces: Traces, model: str, feature: Feature, options: FitOptions, repor
     """
     train, validation, test = split(traces, options.seed)
     size = traces.features.shape[1]
-    torch.manual_seed(options.seed)
-    network = nn.Sequential(*[part for _ in range(options.layers) for part in (nn.ReLU(), nn.Linear(size, size))][1:])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        network = nn.Sequential(*[part for _ in range(options.layers) for part in (nn.ReLU(), nn.Linear(size, size))][1:])
     inputs, wanted = (torch.from_numpy(part[train]).float() for part in (traces.features, traces.labels))
     counts = torch.from_numpy(traces.masked[train]) if options.loss_on == "masked" else torch.ones_like(wanted, dtype=torch.bool)
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate)

@@ -138,13 +138,11 @@ def trace(
     method = f"static:block={block},early_exit=false"
     llm = load(model, method, device=model.runner.decoder.device, kv_tokens=room, max_rows=1 << 20, prefix_cache=False)
     outputs = llm.generate(asked, max_tokens=length, ignore_eos=True)
-    answers = {tuple(prompt): np.array([*prompt, *output.token_ids]) for prompt, output in zip(prompts, outputs, strict=True)}
-    whole = -(-max(map(len, answers.values())) // block) * block + block  # a last block of whole size reaches behind the answer
-    padded = {key: np.append(ids, np.full(whole - len(ids), -1)) for key, ids in answers.items()}
-    recorder = Recorder(padded, block, llm.engine.denoiser.reading, feature)
-    llm.engine.denoiser = replace(llm.engine.denoiser, rule=Oracle(padded), hooks=recorder)
-    for prompt, found in zip(asked, llm.generate(asked, max_tokens=length, ignore_eos=True), strict=True):
-        if found.token_ids != answers[tuple(prompt)][len(prompt) :].tolist():
+    answers = {tuple(prompt): np.array([*prompt, *(output.canvas or ())]) for prompt, output in zip(prompts, outputs, strict=True)}
+    recorder = Recorder(answers, block, llm.engine.denoiser.reading, feature)
+    llm.engine.denoiser = replace(llm.engine.denoiser, rule=Oracle(answers), hooks=recorder)
+    for reference, found in zip(outputs, llm.generate(asked, max_tokens=length, ignore_eos=True), strict=True):
+        if found.canvas != reference.canvas:
             raise PacelineError("the oracle decoder did not arrive at the static answer; load the model in float32")
     static = sum(output.stats.forwards for output in outputs)
     records = [(first + number, *record) for number, prompt in enumerate(prompts) for record in recorder.records[tuple(prompt)]]

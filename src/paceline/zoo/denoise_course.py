@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from paceline.denoising.objective import masks, pretraining_length, rates, weighted_loss
+from paceline.denoising.objective import counted_masks, pretraining_length, weighted_loss
 from paceline.zoo.corpus import Split
 from paceline.zoo.courses import Lesson, Place, precision
 from paceline.zoo.denoiser import Denoising, masked_logits, new_denoiser
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 MASK_ID = SPECIALS.index(MASK)
 MEAN_TASK_ROW = 80  # tokens; a step of tasks has as many rows as fit at this length
-SHORT_TAIL, LONG_TAIL = 24, 128  # end-of-text ids behind the longest answer of a batch, at most; one batch in four has the longer tail
+SHORT_TAIL = 24  # end-of-text ids behind the longest answer of a batch, at most
+LONG_SHARE = 0.25  # of the batches have longer tails, up to the context: canvases are often far longer than answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Rows:
 
 @dataclass(slots=True)
 class DenoiseCourse:
-    """The masked loss of LLaDA, or SDAR's over a noisy and a clean copy.
+    """The masked loss of LLaDA, or SDAR's over a noisy and a clean copy, with a fixed number of masks per row.
 
     Code rows come from the packed corpus; a share of them begins with a prompt that is never masked, since that is how the model will be
     asked. Task rows are problems with their answers, the answer followed by end-of-text ids that belong to it; no two steps draw the same.
@@ -74,13 +75,12 @@ class DenoiseCourse:
         return [self.data.tokens, self.data.seed]
 
     def lesson(self, network: nn.Module, place: Place) -> Lesson:
-        """Rows, rates and masks that follow from the step."""
+        """Rows and masks that follow from the step."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + place.step)
         tasks = float(torch.rand(1, generator=generator)) < self.recipe.task_share
         rows = self.task_rows(place, generator) if tasks else self.code_rows(place, generator)
-        rate = rates(len(rows.ids), generator)
-        masked = masks(rows.answers, rate, generator, at_least_one=True).to(self.device)
-        ids, kind = rows.ids.to(self.device), kind_for(self.recipe)
+        hidden, rate = counted_masks(rows.answers, generator)
+        ids, masked, kind = rows.ids.to(self.device), hidden.to(self.device), kind_for(self.recipe)
         with precision(self.device):
             logits = masked_logits(network, kind, ids, masked)
         each = F.cross_entropy(logits.float(), ids[masked], reduction="none")
@@ -98,12 +98,14 @@ class DenoiseCourse:
 
     def task_rows(self, place: Place, generator: torch.Generator) -> Rows:
         """Problems with their answers, filled up with end-of-text ids to a common length."""
-        drawn = list(problems(max(1, self.recipe.tokens_per_step // MEAN_TASK_ROW), Split.TRAIN, seed=place.step))
+        random = Random(int(torch.randint(1 << 30, (1,), generator=generator)))
+        most = max(SHORT_TAIL, place.context - MEAN_TASK_ROW) if random.random() < LONG_SHARE else SHORT_TAIL
+        tail = random.randint(1, most)
+        count = max(1, self.recipe.tokens_per_step // (MEAN_TASK_ROW + max(0, tail - SHORT_TAIL)))
+        drawn = list(problems(count, Split.TRAIN, seed=place.step))
         texts = [[problem.prompt for problem in drawn], [problem.answer for problem in drawn]]
         prompts, answers = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in texts)
-        longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-        random = Random(int(torch.randint(1 << 30, (1,), generator=generator)))
-        width = longest + random.randint(1, LONG_TAIL if random.random() < 0.25 else SHORT_TAIL)
+        width = tail + max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
         ids = torch.full((len(drawn), width), END_OF_TEXT_ID)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])

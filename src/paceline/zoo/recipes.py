@@ -110,7 +110,8 @@ class DenoiseRecipe(Recipe):
     Attributes:
         layout: of the checkpoint, and with it what sees what.
         block: positions per block, for `sdar`.
-        start: pocket model whose weights this one begins with wherever both have them in the same shape; None begins at random.
+        start: pocket model whose weights this one begins with wherever both have them in the same shape; None begins at random. After 100
+            steps of 2,048 tokens, pocket-dlm was at 6.0 nats per masked token of code and 0.5 of answers; from random weights at 6.6 and 1.1.
         task_share: share of the steps whose rows are generated tasks instead of code.
         prompted: share of the code rows that begin with a given prompt of random length; the others may be masked anywhere.
     """
@@ -211,7 +212,7 @@ RECIPES: dict[str, Recipe] = {
             description="Masked diffusion model of Python code and checkable tasks, LLaDA layout, 5.5M parameters",
             shape=_DENOISER,
             tokens=16_000_000,
-            time_share=0.5,
+            time_share=0.6,
             phases=(Phase(0.0, 192), Phase(0.5, 384), Phase(0.9, 768)),
         ),
         DenoiseRecipe(
@@ -219,7 +220,7 @@ RECIPES: dict[str, Recipe] = {
             description="Block-diffusion model of Python code and checkable tasks, SDAR layout, blocks of 8, 5.5M parameters",
             shape=_DENOISER,
             tokens=16_000_000,
-            time_share=0.5,
+            time_share=0.4,
             phases=(Phase(0.0, 192), Phase(0.5, 384), Phase(0.9, 768)),  # a row is fed twice: noisy and clean
             layout="sdar",
             block=8,
