@@ -125,7 +125,9 @@ def quality_rows(name: str, prompts: int, batch: int, seed: int, console: Consol
     return found
 
 
-def speed_rows(model: LLM, lengths: Sequence[int], batches: Sequence[int], rounds: int, seed: int, console: Console) -> list[dict[str, Any]]:
+def speed_rows(
+    model: LLM, lengths: Sequence[int], batches: Sequence[int], rounds: int, seed: int, console: Console
+) -> list[dict[str, Any]]:
     """Time every cache at every length and batch, in turn, and divide by what no cache took in the same round."""
     generator = torch.Generator().manual_seed(seed)
     tokens = min(1000, model.runner.decoder.config.vocabulary - 1)

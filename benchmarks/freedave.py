@@ -1,6 +1,6 @@
-"""FreeDave: forwards, tokens per forward, rows fed and time of draft-and-verify, and whether the tokens are those of the decoder drafted for.
+"""FreeDave: forwards, tokens per forward, rows fed and time, and whether the tokens are those of the decoder drafted for.
 
-    python benchmarks/freedave.py --json benchmarks/results              # both toy models, 100 prompts, float64: about eight minutes, one core
+    python benchmarks/freedave.py --json benchmarks/results      # both toy models, 100 prompts, float64: some ten minutes on one core
     python benchmarks/freedave.py --quick                                # weak model, 20 prompts, few rows: two minutes
     python benchmarks/freedave.py --model pocket-dlm --prompts 40        # held-out problems, answers of 64 tokens
 
@@ -114,7 +114,9 @@ def main(
             with console.status(f"preparing {name}"):
                 ground = toy(name, count, seed, double=not single) if name in TOYS else text(name, count, length, seed)
             rows.extend(rows_of(ground, batch, seed, quick, console))
-        console.print(render_table("FreeDave, per answer; `most`: largest difference in forwards to the decoder drafted for", COLUMNS, rows))
+        console.print(
+            render_table("FreeDave, per answer; `most`: largest difference in forwards to the decoder drafted for", COLUMNS, rows)
+        )
         for row in rows:
             if row["advances"].keys() - {1}:
                 console.print(f"{row['model']} {row['method']}: forwards by tokens decided {row['advances']}", style="dim")

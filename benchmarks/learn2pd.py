@@ -6,8 +6,8 @@
 The model sorts up to eight digits (`paceline.bench.sort_reverse`): 520 training steps make a weak one, 900 a good one. Filters are trained
 on other prompts than they are measured on. Expected: the oracle needs the fewest forwards and arrives at the static answer every time; the
 filter's validation loss is below that of the constant and of each position's own confidence; its share of wrong tokens on held-out prompts
-is near the target. Whether filter or plain threshold is ahead at equal forwards is what the table is for. End-of-text prediction lowers the rows
-fed, the more so the longer the canvas is beyond the answer.
+is near the target. Whether filter or plain threshold is ahead at equal forwards is what the table is for. End-of-text prediction lowers the
+rows fed, the more so the longer the canvas is beyond the answer.
 """
 
 from __future__ import annotations

@@ -132,8 +132,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     sure = sum(row["lead_interval"][0] > 0 for row in ahead)
     worse = sum(row["lead_interval"][1] < 0 for row in ahead)
     return (
-        f"{rows[0]['model']}: of {len(ahead)} settings of LocalLeap, {sure} are measurably ahead of thresholds at equal forwards and {worse} "
-        f"behind; best: {best['method']}, {best['lead']:+.4f} of the tokens"
+        f"{rows[0]['model']}: of {len(ahead)} settings of LocalLeap, {sure} are measurably ahead of thresholds at equal forwards and "
+        f"{worse} behind; best: {best['method']}, {best['lead']:+.4f} of the tokens"
     )
 
 

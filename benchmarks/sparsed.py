@@ -7,11 +7,11 @@ Part `speed` runs a two-layer model with random weights of the shape of `pocket-
 them and packed as loading packs them, and the length from which sparse attention wins is judged by the faster of the two on either side.
 `answer` is what a whole answer of 128 steps would gain: 20 % of its forwards are full, and the last of those chooses the patterns.
 
-Part `quality` decodes the sort-and-reverse task (34 positions, pattern blocks of two) and the needles of `paceline.bench.needles` (prompts of
-512, blocks of 16) with models trained on the spot. Agreement is with dense static decoding. `kept` is the share of attention weight that
-falls on kept blocks in the last fifth of the steps, as a mean and for the worst head; `of the answer` is the share that is kept of the weight
-on keys of the answer. Expected: sparse patterns keep more than a window or sinks of the same density, and isolated selection more of the
-answer than selection over all blocks; right answers in the order dense, sparse, sparse without full steps, window and sinks.
+Part `quality` decodes the sort-and-reverse task (34 positions, pattern blocks of two) and the needles of `paceline.bench.needles` (prompts
+of 512, blocks of 16) with models trained on the spot. Agreement is with dense static decoding. `kept` is the share of attention weight that
+falls on kept blocks in the last fifth of the steps, as a mean and for the worst head; `of the answer` is the share that is kept of the
+weight on keys of the answer. Expected: sparse patterns keep more than a window or sinks of the same density, and isolated selection more of
+the answer than selection over all blocks; right answers in the order dense, sparse, sparse without full steps, window and sinks.
 """
 
 from __future__ import annotations
@@ -63,10 +63,17 @@ def speed_rows(lengths: Sequence[int], tile: int, keep: float, rounds: int, seed
     """Time forwards of both kinds in turn, and attention alone."""
     found = []
     for packed in (False, True):
-        model = load(random_denoiser(max(lengths), layers=LAYERS, pack=packed, seed=seed), "static", device="cpu", kv_tokens=64, pack=packed)
+        model = load(
+            random_denoiser(max(lengths), layers=LAYERS, pack=packed, seed=seed), "static", device="cpu", kv_tokens=64, pack=packed
+        )
         for length in lengths:
             with console.status(f"{length} positions, {'packed' if packed else 'plain'} weights"):
-                row = {"positions": length, "weights": "packed" if packed else "plain", "tile": tile, **_forwards(model, length, tile, keep, rounds)}
+                row = {
+                    "positions": length,
+                    "weights": "packed" if packed else "plain",
+                    "tile": tile,
+                    **_forwards(model, length, tile, keep, rounds),
+                }
                 row |= _attention(model, length, tile, keep, rounds, seed)
             full = int(ANSWER_STEPS * SKIP)
             whole = full * row["dense"] + row["choosing"] + (ANSWER_STEPS - full - 1) * row["sparse"]
@@ -119,7 +126,11 @@ def _attention(model: LLM, length: int, tile: int, keep: float, rounds: int, see
                 _ = dense(query, keys, values, mixer.scale) if kind == "dense" else block_sparse(query, keys, values, pattern, mixer.scale)
                 if number:
                     times[kind].append(perf_counter() - start)
-    return {"attention": median(times["dense"]) / median(times["sparse"]), "density": pattern.density, "pattern_bytes": float(pattern.bytes)}
+    return {
+        "attention": median(times["dense"]) / median(times["sparse"]),
+        "density": pattern.density,
+        "pattern_bytes": float(pattern.bytes),
+    }
 
 
 def wins_from(rows: Sequence[Mapping[str, Any]], sparse: str) -> int | None:
@@ -303,7 +314,15 @@ def main(
                     quality.extend(quality_rows(task, seed))
             console.print(render_table("static, one position per step; 95 % bootstrap intervals over prompts", QUALITY, quality))
         if json is not None:
-            settings = {"lengths": sizes, "tile": tile, "keep": keep, "rounds": turns, "prompts": count, "context": context, "threads": torch.get_num_threads()}
+            settings = {
+                "lengths": sizes,
+                "tile": tile,
+                "keep": keep,
+                "rounds": turns,
+                "prompts": count,
+                "context": context,
+                "threads": torch.get_num_threads(),
+            }
             record = Record("sparsed", speed, settings, {"seed": seed}, extra={"quality": quality, "wins_from": wins})
             console.print(f"wrote {record.write(json)}")
     except PacelineError as error:

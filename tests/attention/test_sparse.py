@@ -12,6 +12,8 @@ from torch import Tensor
 from paceline.attention.sparse import KERNELS, Kernel, block_sparse, kernel_for
 from paceline.attention.sparse_pattern import BlockPattern, Select, block_scores, choose_pattern
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 HEADS, DIM = 4, 16
 SCALE = DIM**-0.5
 

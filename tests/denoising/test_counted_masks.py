@@ -49,7 +49,7 @@ def test_both_estimate_the_same_bound() -> None:
     answers = torch.ones(8, 6, dtype=torch.bool)
     ids = torch.zeros(8, 6, dtype=torch.long)
     found = {"counted": 0.0, "rated": 0.0}
-    rounds = 4000
+    rounds = 1500
     for _ in range(rounds):
         for name in found:
             if name == "counted":
@@ -61,5 +61,5 @@ def test_both_estimate_the_same_bound() -> None:
             logits[..., 0] = (6 - masked.sum(-1)).float()[:, None] / 2
             found[name] += float(masked_loss(logits, ids, masked, rate, answers)) / rounds
     exact = sum(-torch.log_softmax(torch.tensor([(6 - count) / 2, 0.0, 0.0, 0.0]), 0)[0] for count in range(1, 7)) / 6
-    assert abs(found["counted"] - float(exact)) < 0.01
-    assert abs(found["rated"] - float(exact)) < 0.05
+    assert abs(found["counted"] - float(exact)) < 0.02
+    assert abs(found["rated"] - float(exact)) < 0.08

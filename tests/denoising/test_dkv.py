@@ -266,6 +266,21 @@ def test_a_batch_changes_nothing(make: Make, layout: str, cache: str) -> None:
     assert [output.stats.rows for output in alone] == [output.stats.rows for output in together]
 
 
+@pytest.mark.parametrize("cache", DKV)
+@pytest.mark.parametrize(
+    "method", ["threshold:threshold=0.2", "factor", "localleap:threshold=0.4,relaxed=0.2", "static:per_step=2,eotp=committed"]
+)
+def test_any_rule_goes_with_any_delayed_cache(make: Make, method: str, cache: str) -> None:
+    """Everything is decided, in fewer rows than without a cache per forward."""
+    joint = "," if ":" in method else ":"
+    for layout in ("llada", "dream"):
+        outputs = make(layout, f"{method}{joint}block=8,cache={cache}").generate(PROMPTS, max_tokens=20)
+        for prompt, output in zip(PROMPTS, outputs, strict=True):
+            assert MASK not in output.token_ids
+            assert 0 < len(output.token_ids) <= 20
+            assert output.stats.rows <= output.stats.forwards * (len(prompt) + 20)
+
+
 @pytest.mark.parametrize("method", ["static:cache=dkv-decode,block=8", "static:cache=dkv-greedy,algorithm=random,block=8"])
 def test_the_audit_measures_it(tmp_path: Path, method: str) -> None:
     """Nothing is promised but that an answer does not depend on those beside it."""

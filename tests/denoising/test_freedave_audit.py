@@ -1,4 +1,4 @@
-"""The audit of FreeDave: it passes where it promises static decoding, names the decoder it drafts for elsewhere, and notices every fault."""
+"""The audit of FreeDave: it passes where it promises static decoding, names the decoder it drafts for elsewhere, notices every fault."""
 
 from __future__ import annotations
 

@@ -98,6 +98,7 @@ def test_patterns_are_those_of_the_model_at_that_step(make: Make, monkeypatch: p
     llm.generate(PROMPTS[:1], max_tokens=24, ignore_eos=True)
     canvas, state = seen[6]
     (patterns,) = canvas.patterns.values()
+    assert 0.3 <= patterns.density < 0.5
     view = llm.runner.memory.admit([0])
     view.truncate(0)
     view.reserve(len(state))

@@ -9,7 +9,7 @@ from paceline.core.request import Request, Sequence
 from paceline.core.tree import TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting import auto
-from paceline.drafting.auto import BURST, LATE, SOON, TRIAL, Auto
+from paceline.drafting.auto import BURST, LATE, PATIENCE, REST, SOON, TRIAL, Auto
 from paceline.drafting.base import DraftLimits
 
 MANY = DraftLimits(64, 64)
@@ -39,10 +39,11 @@ class Scripted:
 
     def __init__(self, seconds: float, tokens: int) -> None:
         self.seconds, self.tokens, self.steps, self.released, self.forgotten = seconds, tokens, 0, 0, 0
+        self.draft: list[int] = []
 
     def propose(self, sequences, limits):  # type: ignore[no-untyped-def]
         self.steps += 1
-        return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
+        return [TokenTree.chain(sequence.tokens[-1], self.draft) for sequence in sequences]
 
     def observe(self, sequences, trees, verdicts, taps) -> None:  # type: ignore[no-untyped-def]
         """Nothing to learn."""
@@ -115,6 +116,17 @@ def test_a_step_that_reads_a_prompt_or_follows_a_change_is_not_counted(clock: Cl
     run(chooser, clock, 2 * TRIAL + 4)
     assert 0 < chooser._rates[1][1].steps < other.steps
     assert all(rate.value == pytest.approx(1.0) for rate in chooser._rates[1])
+
+
+def test_a_part_without_drafts_is_asked_less_often(clock: Clock) -> None:
+    part = Scripted(1.0, 1)
+    chooser = Auto([part])
+    run(chooser, clock, PATIENCE + 10 * REST)
+    assert part.steps == PATIENCE + 10
+    part.draft = [7, 8]
+    part.steps = 0
+    run(chooser, clock, REST + 20)
+    assert part.steps >= 20, "as soon as it has something, it is asked at every step"
 
 
 def test_every_part_is_released_forgets_and_is_counted(clock: Clock) -> None:

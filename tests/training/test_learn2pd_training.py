@@ -78,9 +78,9 @@ def test_batches_are_single_runs(model: LLM, found: Traces) -> None:
 
 
 def test_block_diffusion(tmp_path: Path) -> None:
-    """Blocks are cut at multiples of their size; the last one reaches behind the answer, and the first begins with the rest of the prompt."""
+    """Blocks are cut at multiples of their size: the first holds the rest of the prompt, the last reaches behind the answer."""
     kind = Denoising("sdar", MASK, 4)
-    save_denoiser(new_denoiser(kind, {**SHAPE, "head_dim": 16, "initializer_range": 0.4}, 1), kind, tmp_path)
+    save_denoiser(new_denoiser(kind, {**SHAPE, "head_dim": 16, "num_key_value_heads": 4, "initializer_range": 0.4}, 1), kind, tmp_path)
     found = trace(load(tmp_path, dtype="float32", device="cpu", kv_tokens=256), PROMPTS[:3], 21, 4)
     assert found.features.shape[1] == 4
     last = np.append(np.asarray(found.masked[1:].sum(-1) >= found.masked[:-1].sum(-1)), True)

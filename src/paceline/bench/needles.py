@@ -1,7 +1,7 @@
 """A task with long prompts of which few tokens matter: find the digit of each of sixteen slots among noise.
 
-Prompt: BOS, noise with one needle per slot at random places (a needle says its slot and a digit), SEP. Answer: the digits in order of slots.
-A model trained with short prompts answers longer ones, so that it costs minutes; attention must find the needles wherever they are.
+Prompt: BOS, noise with one needle per slot at random places (a needle says its slot and a digit), SEP. Answer: the digits in the order of
+slots. Attention must find the needles wherever they are; a model is trained with short prompts, and asked longer ones.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ class DenoisingConfig:
         attention: `dense`, or `sparsed`: behind an answer's first steps every head reads only the blocks of keys that mattered to it there.
         sparse_tile: `sparsed`: positions per block; 0 takes 32, or 128 for canvases of 4,096 positions and more.
         sparse_keep: `sparsed`: share of blocks that are read; 0 takes 0.5, or 0.3 for those.
-        sparse_skip: `sparsed`: share of the planned steps that read everything; 1 is dense.
-        sparse_full: `sparsed`: number of such steps instead; 0 leaves it to `sparse_skip`.
+        sparse_skip: `sparsed`: share of the planned steps before the one that chooses; they read everything, as that one does. 1 is dense.
+        sparse_full: `sparsed`: number of steps that read everything instead; 0 leaves it to `sparse_skip`.
         sparse_select: `sparsed`: blocks of prompt and answer are chosen apart (`isolated`), together (`plain`), or as released code does
             (`reference`); `window` and `sinks` look at no attention, and are there to compare with.
         store: block-causal models: store a finished block in the forward that begins the next one (`joined`) or in one of its own.

@@ -100,9 +100,7 @@ def joined(look: Look, canvas: Canvas, branches: int) -> Look:
         mask[rows, : base.shape[1]] = seen
     positions = [*look.positions, *list(look.positions[look.keep :]) * (branches - 1)]
     where = [*range(view.length, canvas.length), *positions[len(offsets) :]]
-    segment = replace(
-        look.segment, rows=len(positions), mask=mask, offsets=[*offsets, *own], scratch_positions=where, canvas=None
-    )
+    segment = replace(look.segment, rows=len(positions), mask=mask, offsets=[*offsets, *own], scratch_positions=where, canvas=None)
     return replace(look, positions=positions, segment=segment)
 
 

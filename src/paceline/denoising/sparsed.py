@@ -103,9 +103,9 @@ class Sparse:
         inner: which rows are computed; all of them.
         tile: positions per block of a pattern; 0 takes 32, or 128 for canvases of 4,096 and more.
         keep: share of blocks that are read; 0 takes 0.5, or 0.3 for those.
-        skip: share of an answer's steps that attend to everything; the last of them chooses. Where a rule plans no number of steps, as many
-            as there are tokens to decide are assumed.
-        full: number of such steps instead; 0 leaves it to `skip`.
+        skip: share of an answer's steps before the one that chooses; they attend to everything, and so does that one. Where a rule plans no
+            number of steps, as many as there are tokens to decide are assumed.
+        full: number of steps that attend to everything, the one that chooses included; 0 leaves it to `skip`.
         select: see `choose_pattern`; `reference` also makes one more step full, as released code does.
         schedule: of the commit rule, if it has one.
     """

@@ -24,6 +24,8 @@ TRIAL = 8  # steps that every drafter gets first
 BURST = 4  # steps of a later trial
 SOON, LATE = 64, 4096  # steps to the next trial of a drafter that was worse: at first, and at most
 MEMORY = 64  # steps that a rate remembers
+PATIENCE = 16  # steps in a row for which a part had nothing worth sending, until it is asked less often
+REST = 8  # steps between two questions then: on text that cannot be drafted, asking is all that a drafter costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Auto:
         self._steps = 0
         self._running = 0  # the part that drafts
         self._left = 0  # steps before the choice is open again
+        self._idle = 0  # steps in a row without a draft
+        self._asked = True
         self._counted: Rate | None = None
         self._begun = 0.0
 
@@ -100,11 +104,20 @@ class Auto:
         # Neither a step that also reads a prompt nor the first one after a change, which catches up, says how fast a part is.
         fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
         self._counted = None if fresh or before != self._running else rate
-        return self.parts[self._running].propose(sequences, limits)
+        if fresh or before != self._running:
+            self._idle = 0
+        self._asked = self._idle < PATIENCE or self._idle % REST == 0
+        if not self._asked:
+            self._idle += 1
+            return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
+        trees = self.parts[self._running].propose(sequences, limits)
+        self._idle = self._idle + 1 if all(len(tree) == 1 for tree in trees) else 0
+        return trees
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
         """The part that drafted learns; the others catch up when it is their turn."""
-        self.parts[self._running].observe(sequences, trees, verdicts, taps)
+        if self._asked:
+            self.parts[self._running].observe(sequences, trees, verdicts, taps)
         if self._counted is not None:
             self._counted.observe(sum(len(verdict.tokens) for verdict in verdicts), perf_counter() - self._begun)
 
