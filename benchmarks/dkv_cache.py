@@ -24,7 +24,7 @@ import torch
 import typer
 from rich.console import Console
 
-from paceline.bench.denoising_rows import row_of, run_method
+from paceline.bench.denoising_rows import Run, row_of, run_method
 from paceline.bench.random_denoiser import random_denoiser
 from paceline.bench.report import Column, Record, public_name, render_table
 from paceline.bench.sort_reverse import ANSWER, PROMPT, Training, examples, train
@@ -114,7 +114,7 @@ def quality_rows(name: str, prompts: int, batch: int, seed: int, console: Consol
         decoder = train(Training(steps=MODELS[name], seed=seed))
     model = load(decoder, "static", device="cpu", kv_tokens=256, pack=False)
     asked, answers = examples(prompts, seed + 1)
-    references = {}
+    references: dict[str, Run] = {}
     found = []
     for variant in VARIANTS:
         run = run_method(model, variant.method, asked.tolist(), ANSWER, batch, variant.change)
@@ -154,8 +154,15 @@ def speed_rows(
 def _timed(model: LLM, cache: str, prompts: list[list[int]], length: int) -> tuple[float, float]:
     """Seconds for all prompts together, and rows per forward of one."""
     room = len(prompts) * (ASKED + length + 64)
-    limits = {"max_sequences": len(prompts), "max_rows": 1 << 20, "prefix_cache": False}
-    llm = load(model, f"static:cache={cache}", device=model.runner.decoder.device, kv_tokens=room, **limits)
+    llm = load(
+        model,
+        f"static:cache={cache}",
+        device=model.runner.decoder.device,
+        kv_tokens=room,
+        max_sequences=len(prompts),
+        max_rows=1 << 20,
+        prefix_cache=False,
+    )
     llm.generate(prompts[:1], max_tokens=WARM_UP, ignore_eos=True)
     start = perf_counter()
     outputs = llm.generate(prompts, max_tokens=length, ignore_eos=True)

@@ -1,8 +1,8 @@
 """FreeDave: forwards, tokens per forward, rows fed and time, and whether the tokens are those of the decoder drafted for.
 
     python benchmarks/freedave.py --json benchmarks/results      # both toy models, 100 prompts, float64: some ten minutes on one core
-    python benchmarks/freedave.py --quick                                # weak model, 20 prompts, few rows: two minutes
-    python benchmarks/freedave.py --model pocket-dlm --prompts 40        # held-out problems, answers of 64 tokens
+    python benchmarks/freedave.py --quick                        # weak model, 20 prompts, few rows: two minutes
+    python benchmarks/freedave.py --model pocket-dlm --prompts 40  # held-out problems, answers of 64 tokens
 
 Expected on the toy models (sort up to eight digits, 24 tokens, blocks of 8): identical in every row that promises it, about 15 forwards for
 24 with 2 drafts, 11 with 4, 10 with 8. Rows fed rise, so that on hardware where rows cost time, time falls less than forwards, or not at

@@ -113,7 +113,7 @@ def frontier(model: LLM, name: str, learned: str, count: int, seed: int, console
         reference = reference or run
         rows.append({"model": name, **row_of(run, reference, answers, seed), "method": _shown(method)})
     for measure in ("exact", "identical", "agree"):  # what static decoding has, since the oracle arrives there
-        oracle[f"{measure}_interval"] = rows[0][f"{measure}_interval"]  # type: ignore[assignment]
+        oracle[f"{measure}_interval"] = rows[0][f"{measure}_interval"]
         oracle[measure] = rows[0][measure]
     return [{"model": name, "method": "oracle (knows the answer)", "forwards": known.forwards / count, **oracle}, *rows]
 

@@ -1,17 +1,16 @@
 """SparseD: seconds of dense against sparse forwards at growing context, and what sparse patterns change on a model trained on the spot.
 
-    python benchmarks/sparsed.py --json benchmarks/results      # both parts: about half an hour on one core
+    python benchmarks/sparsed.py --json benchmarks/results      # both parts: about twenty minutes on one core
     python benchmarks/sparsed.py --quick                        # contexts up to 1,024, weak model, 30 prompts: two minutes
 
 Part `speed` runs a two-layer model with random weights of the shape of `pocket-dlm`. Forwards are timed with weights as checkpoints store
 them and packed as loading packs them, and the length from which sparse attention wins is judged by the faster of the two on either side.
 `answer` is what a whole answer of 128 steps would gain: 20 % of its forwards are full, and the last of those chooses the patterns.
 
-Part `quality` decodes the sort-and-reverse task (34 positions, pattern blocks of two) and the needles of `paceline.bench.needles` (prompts
-of 512, blocks of 16) with models trained on the spot. Agreement is with dense static decoding. `kept` is the share of attention weight that
-falls on kept blocks in the last fifth of the steps, as a mean and for the worst head; `of the answer` is the share that is kept of the
-weight on keys of the answer. Expected: sparse patterns keep more than a window or sinks of the same density, and isolated selection more of
-the answer than selection over all blocks; right answers in the order dense, sparse, sparse without full steps, window and sinks.
+Part `quality` decodes the sort-and-reverse task (34 positions, pattern blocks of two) with models trained on the spot. Agreement is with
+dense static decoding. `kept` is the share of attention weight that falls on kept blocks in the last fifth of the steps, as a mean and for
+the worst head; `of the answer` is the share that is kept of the weight on keys of the answer. Expected: sparse patterns keep more than a
+window or sinks of the same density, and isolated selection more of the answer than selection over all blocks.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from paceline.attention.sparse import block_sparse, kernel_for
 from paceline.attention.sparse_pattern import choose_pattern
-from paceline.bench import needles, sort_reverse
+from paceline.bench import sort_reverse
 from paceline.bench.denoising_rows import row_of, run_method
 from paceline.bench.random_denoiser import random_denoiser
 from paceline.bench.report import Column, Record, render_table
@@ -68,7 +67,7 @@ def speed_rows(lengths: Sequence[int], tile: int, keep: float, rounds: int, seed
         )
         for length in lengths:
             with console.status(f"{length} positions, {'packed' if packed else 'plain'} weights"):
-                row = {
+                row: dict[str, Any] = {
                     "positions": length,
                     "weights": "packed" if packed else "plain",
                     "tile": tile,
@@ -211,13 +210,6 @@ def sorting(name: str, prompts: int, seed: int) -> Task:
     return Task(name, model, asked.tolist(), answers.tolist(), block=8, tile=2)
 
 
-def retrieval(prompts: int, length: int, seed: int) -> Task:
-    """Sixteen needles in a long prompt."""
-    model = load(needles.train(replace(needles.TRAINING, seed=seed)), "static", device="cpu", kv_tokens=256, pack=False)
-    asked, answers = needles.examples(prompts, length, torch.Generator().manual_seed(seed + 1))
-    return Task(f"needles, {length}", model, asked.tolist(), answers.tolist(), block=needles.SLOTS, tile=16)
-
-
 def quality_rows(task: Task, seed: int) -> list[dict[str, Any]]:
     """Measure every pattern on a task; the first row is dense."""
     length = len(task.answers[0])
@@ -282,9 +274,8 @@ def main(
     tile: Annotated[int, typer.Option(help="positions per block in the speed part")] = 128,
     keep: Annotated[float, typer.Option(help="share of blocks kept in the speed part")] = 0.3,
     rounds: Annotated[int, typer.Option(help="times that both kinds have their turn")] = 3,
-    models: Annotated[str, typer.Option(help=f"which of {', '.join(MODELS)} and needles, separated by commas")] = "weak,good,needles",
-    prompts: Annotated[int, typer.Option(help="prompts per model; a third as many for needles")] = 96,
-    context: Annotated[int, typer.Option(help="length of prompts with needles")] = 512,
+    models: Annotated[str, typer.Option(help=f"which of {', '.join(MODELS)}, separated by commas")] = "weak,good",
+    prompts: Annotated[int, typer.Option(help="prompts per model")] = 100,
     seed: Annotated[int, typer.Option(help="of weights, data and intervals")] = 0,
     quick: Annotated[bool, typer.Option(help="contexts up to 1,024, one round, weak model, 30 prompts")] = False,
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
@@ -294,8 +285,8 @@ def main(
     sizes = [256, 512, 1024] if quick else [int(length) for length in lengths.split(",")]
     names, count, turns = (["weak"], 30, 1) if quick else (models.split(","), prompts, rounds)
     try:
-        if unknown := [name for name in names if name not in (*MODELS, "needles")]:
-            raise typer.BadParameter(f"unknown model {unknown[0]!r}; known: {', '.join(MODELS)}, needles")
+        if unknown := [name for name in names if name not in MODELS]:
+            raise typer.BadParameter(f"unknown model {unknown[0]!r}; known: {', '.join(MODELS)}")
         speed: list[dict[str, Any]] = []
         quality: list[dict[str, Any]] = []
         wins: dict[str, int | None] = {}
@@ -310,8 +301,7 @@ def main(
         if part in ("both", "quality"):
             for name in names:
                 with console.status(f"training and asking the model of {name}"):
-                    task = retrieval(count // 3, context, seed) if name == "needles" else sorting(name, count, seed)
-                    quality.extend(quality_rows(task, seed))
+                    quality.extend(quality_rows(sorting(name, count, seed), seed))
             console.print(render_table("static, one position per step; 95 % bootstrap intervals over prompts", QUALITY, quality))
         if json is not None:
             settings = {
@@ -320,7 +310,6 @@ def main(
                 "keep": keep,
                 "rounds": turns,
                 "prompts": count,
-                "context": context,
                 "threads": torch.get_num_threads(),
             }
             record = Record("sparsed", speed, settings, {"seed": seed}, extra={"quality": quality, "wins_from": wins})

@@ -78,6 +78,14 @@ def test_rows_of_decode_elsewhere(make: Make, prompt: int, length: int, block: i
     assert output.stats.rows == closed_form(prompt, length, block, refresh)
 
 
+@pytest.mark.parametrize(("refresh", "published"), [(4, 420), (8, 354)])
+def test_rows_of_the_control_without_delay(make: Make, refresh: int, published: int) -> None:
+    llm = make("llada", f"static:block=8,cache=dkv-decode,refresh={refresh}")
+    watch(llm, delay=False)
+    (output,) = llm.generate(PROMPTS[:1], max_tokens=24, ignore_eos=True)
+    assert output.stats.rows == published
+
+
 def test_published_rows_of_long_answers() -> None:
     assert closed_form(100, 256, 32, 8) == 41_984
     assert closed_form(100, 256, 32, 4) == 49_248

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from paceline.models.config import DiffusionSpec
 from paceline.models.decoder import Decoder
@@ -24,8 +24,8 @@ def random_denoiser(positions: int, *, layers: int = 0, pack: bool = True, seed:
         pack: fuse and pack weights, as loading a checkpoint does.
         seed: of the weights.
     """
-    shape = dict(RECIPES["pocket-dlm"].shape)
-    mask = shape["vocab_size"]
+    shape: dict[str, Any] = dict(RECIPES["pocket-dlm"].shape)
+    mask = int(shape["vocab_size"])
     shape |= {"vocab_size": mask + 1, "max_position_embeddings": positions}
     if layers:
         shape["num_hidden_layers"] = layers

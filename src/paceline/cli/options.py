@@ -27,8 +27,8 @@ Draft = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        "--dtype", metavar="fp32|bf16|fp16|fp64", help="Of weights and KV. Default: fp32 for small models on a CPU, else the checkpoint's.",
-        rich_help_panel=RUN,
+        "--dtype", metavar="fp32|bf16|fp16|fp64", rich_help_panel=RUN,
+        help="Of weights and KV. Default: the checkpoint's; fp32 for small ones on a CPU that cannot multiply bf16.",
     ),
 ]  # fmt: skip
 Device = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -61,8 +61,8 @@ def learn2pd(
     from paceline.training.learn2pd import FilterJob, default_prompts, read_prompts, train_filter
     from paceline.training.learn2pd_fit import FitOptions
 
-    fit = FitOptions(iterations, layers=layers, loss_on=loss_on, target=target, seed=seed)  # type: ignore[arg-type]  it checks
-    job = FilterJob(block, length, feature, batch, fit)  # type: ignore[arg-type]
+    fit = FitOptions(iterations, layers=layers, loss_on=cast(Any, loss_on), target=target, seed=seed)  # which checks names
+    job = FilterJob(block, length, cast(Any, feature), batch, fit)
     llm = options.open_model(model, "static", dtype=dtype, device=device)
     if llm.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer to write prompts with")

@@ -117,7 +117,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "auto",
         "drafting",
-        "chooses drafter and draft size per step from measured cost and acceptance, down to none",
+        "runs the drafter that measures fastest here, with drafts sized by measured cost and acceptance, down to none",
         *EXACT,
         "paceline.drafting.auto:Auto",
     ),

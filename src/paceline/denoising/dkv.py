@@ -28,7 +28,7 @@ Storable = Literal["both", "un", "right"]
 
 GREEDY_REFRESH = 2
 REFRESH, SHIFTED_REFRESH = 8, 4  # LLaDA's and Dream's, in the paper's tables
-WARM, SHIFTED_WARM = 2, 1  # leading steps of a block that compute everything
+WARM = 2  # leading steps of a block that compute everything; one less in models with shifted predictions, and without a delay
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Delayed:
         return found
 
     def _renews(self, canvas: Canvas) -> bool:
-        warm = WARM if self.shifted is None else SHIFTED_WARM
+        warm = WARM if self.delay and self.shifted is None else WARM - 1
         return canvas.step < warm or canvas.step % self.refresh == 0
 
     def _starved(self, canvas: Canvas, fed: Flags) -> bool:

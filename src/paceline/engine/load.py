@@ -53,7 +53,7 @@ def load(
         method: `NAME[:key=value,...]`, several joined by `+`; `paceline methods` lists them.
         draft: the draft model, where the method takes one; anything `model` accepts.
         device: where to run; a GPU if there is one.
-        dtype: of weights and KV; the checkpoint's own, or float32 for small models on a CPU.
+        dtype: of weights and KV; the checkpoint's own, or float32 for small models on a CPU that cannot multiply bf16.
         exact: bit-exact mode: logits of plain and speculative chain decoding agree bit for bit.
         coupled: sampled speculative output is token-identical to plain sampling with the same seed.
         kv_tokens: KV memory in tokens, over all sequences.

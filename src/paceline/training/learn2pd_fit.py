@@ -20,6 +20,7 @@ Counted = Literal["all", "masked"]
 
 BARS = (*np.arange(0.5, 0.99, 0.01).round(2).tolist(), 0.99, 0.995, 0.999, 1.0)
 BINS = 10
+WATCH = 50  # training steps between looks at the validation loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +99,30 @@ def fit(traces: Traces, model: str, feature: Feature, options: FitOptions, repor
         network = nn.Sequential(*[part for _ in range(options.layers) for part in (nn.ReLU(), nn.Linear(size, size))][1:])
     inputs, wanted = (torch.from_numpy(part[train]).float() for part in (traces.features, traces.labels))
     counts = torch.from_numpy(traces.masked[train]) if options.loss_on == "masked" else torch.ones_like(wanted, dtype=torch.bool)
+    raw, best = _filter(network, FilterFacts(model, size, feature)), float("inf")
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate)
     for step in range(options.iterations):
         loss = F.binary_cross_entropy_with_logits(network(inputs)[counts], wanted[counts])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if report is not None and (step % 50 == 49 or step + 1 == options.iterations):
-            report(step + 1, float(loss.detach()))
-    linear = [part for part in network if isinstance(part, nn.Linear)]
-    layers = tuple((part.weight.detach().numpy(), part.bias.detach().numpy()) for part in linear)
-    raw = Filter(layers, FilterFacts(model, size, feature))
+        if step % WATCH == WATCH - 1 or step + 1 == options.iterations:
+            # Few prompts are soon learnt by heart: what is kept is what does best on those held out for validation.
+            now = _filter(network, FilterFacts(model, size, feature))
+            found = _entropy(now.logits(traces.features[validation]), traces.labels[validation])
+            if found < best:
+                best, raw = found, now
+            if report is not None:
+                report(step + 1, float(loss.detach()))
     threshold = next((bar for bar in BARS if _judge(raw, traces, validation, bar).wrong <= options.target), 1.0)
     figures = {"options": asdict(options), **_figures(raw, traces, train, validation, test, threshold, options.target)}
-    return Filter(layers, FilterFacts(model, size, feature, threshold, figures))
+    return Filter(raw.layers, FilterFacts(model, size, feature, threshold, figures))
+
+
+def _filter(network: nn.Sequential, facts: FilterFacts) -> Filter:
+    """The network as it is now."""
+    linear = [part for part in network if isinstance(part, nn.Linear)]
+    return Filter(tuple((part.weight.detach().numpy().copy(), part.bias.detach().numpy().copy()) for part in linear), facts)
 
 
 def _judge(made: Filter, traces: Traces, rows: Flags, threshold: float) -> Chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import nn
@@ -41,6 +41,7 @@ Figures = Callable[[nn.Module], dict[str, float]]
 class AnyCard(Protocol):
     """What all cards tell; each kind's dataclass adds its own figures."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: str
     parameters: int
     tokens: int

@@ -111,8 +111,8 @@ class DenoiseRecipe(Recipe):
         layout: of the checkpoint, and with it what sees what.
         block: positions per block, for `sdar`.
         start: pocket model whose weights this one begins with wherever both have them in the same shape; None begins at random. After 100
-            steps of 2,048 tokens, pocket-dlm was at 6.0 nats per masked token of code and 0.5 of answers; at random weights it was at
-            6.6 and 1.1.
+            steps of 2,048 tokens (masks drawn by rate), pocket-dlm was at 6.0 nats per masked token of code and 0.5 of answers; begun at
+            random it was at 6.6 and 1.1.
         task_share: share of the steps whose rows are generated tasks instead of code.
         prompted: share of the code rows that begin with a given prompt of random length; the others may be masked anywhere.
     """
