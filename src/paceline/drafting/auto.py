@@ -105,7 +105,7 @@ class Auto:
         fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
         self._counted = None if fresh or before != self._running else rate
         if fresh or before != self._running:
-            self._idle = 0
+            self._idle = min(self._idle, PATIENCE - BURST)  # a few questions, whatever was thought before
         self._asked = self._idle < PATIENCE or self._idle % REST == 0
         if not self._asked:
             self._idle += 1
@@ -137,7 +137,9 @@ class Auto:
 
     def _choose(self, size: int) -> Rate:
         """Whose turn it is with a batch of this size; sets `_running`."""
-        rates = self._rates.setdefault(size, [Rate() for _ in self.parts])
+        rates = self._rates.get(size)
+        if rates is None:
+            rates = self._rates[size] = [Rate() for _ in self.parts]
         self._steps += 1
         if self._left:
             self._left -= 1

@@ -40,14 +40,17 @@ INLINE lanes sums_of(lanes part[LANES]) {
 }
 
 INLINE void score_shape(const float *query, const stretch *keys, float *scores, int64_t room, const int chunks, const int queries) {
-    lanes asked[queries][chunks];
-    memcpy(asked, query, sizeof asked);
+    lanes asked[MOST_QUERIES][MOST_CHUNKS];
+#pragma GCC unroll 4
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 8
+        for (int chunk = 0; chunk < chunks; chunk++) asked[q][chunk] = *(const lanes *)(query + (q * chunks + chunk) * LANES);
     for (int64_t start = keys->start; start < keys->stop; start += LANES) {
-        lanes part[queries][LANES];
+        lanes part[MOST_QUERIES][LANES];
         for (int place = 0; place < LANES; place++) {
             const element *key = keys->pool + keys->slots[start + place] * keys->stride;
             ahead(keys, start + place, chunks);
-            lanes sum[queries];
+            lanes sum[MOST_QUERIES];
 #pragma GCC unroll 4
             for (int q = 0; q < queries; q++) sum[q] = (lanes){0};
 #pragma GCC unroll 8
@@ -65,8 +68,11 @@ INLINE void score_shape(const float *query, const stretch *keys, float *scores, 
 }
 
 INLINE void mix_shape(const float *weights, const stretch *values, float *sums, int64_t room, const int chunks, const int queries) {
-    lanes sum[queries][chunks];
-    memcpy(sum, sums, sizeof sum);
+    lanes sum[MOST_QUERIES][MOST_CHUNKS];
+#pragma GCC unroll 4
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 8
+        for (int chunk = 0; chunk < chunks; chunk++) sum[q][chunk] = *(const lanes *)(sums + (q * chunks + chunk) * LANES);
     for (int64_t at = values->start; at < values->stop; at++) {
         const element *value = values->pool + values->slots[at] * values->stride;
         ahead(values, at, chunks);
@@ -77,7 +83,10 @@ INLINE void mix_shape(const float *weights, const stretch *values, float *sums, 
             for (int q = 0; q < queries; q++) sum[q][chunk] += weights[q * room + at] * held;
         }
     }
-    memcpy(sums, sum, sizeof sum);
+#pragma GCC unroll 4
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 8
+        for (int chunk = 0; chunk < chunks; chunk++) *(lanes *)(sums + (q * chunks + chunk) * LANES) = sum[q][chunk];
 }
 
 /* Numbers known to the compiler keep queries and sums in registers: so many queries at once as fit. */

@@ -4,6 +4,7 @@
 
 #define LANES 16       /* scores are written in whole blocks of so many */
 #define MOST_QUERIES 4 /* that read a key together */
+#define MOST_CHUNKS 32 /* of LANES elements in a head */
 
 /* Keys (or values) of one head in the order of a path, from place `start` (a whole number of blocks) up to `stop`. */
 typedef struct {

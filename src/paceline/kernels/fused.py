@@ -16,6 +16,7 @@ from paceline.kernels.build import library
 POINTER, INTEGER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 PANEL = 32  # outputs per panel of a packed weight, as in product.c
 LANES = 16  # a head's width is a multiple of this, as in attend.c
+WIDEST_HEAD = 512  # LANES times MOST_CHUNKS of attend.h
 
 
 class CLinear(ctypes.Structure):

@@ -14,11 +14,14 @@
 #define AHEAD 8192 /* bytes that the weight is fetched ahead: with several rows the processor's own prefetch falls behind */
 #define GROUP 4  /* panels that share a tile of rows while both are in cache */
 #if __AVX512F__
-#define TALLEST (BF16 ? 12 : 8) /* rows of a tile: their sums fill the registers; float32 needs some for the inputs too */
-#define WIDE 4     /* up to so many rows a tile is two panels wide, for enough independent sums */
+/* A tile's sums fill the registers. Wide ones load less per product, which is what bounds float32; in bf16 the product itself does. */
+#define TALLEST (BF16 ? 12 : 6)   /* rows */
+#define ACROSS (BF16 ? 1 : 2)     /* panels */
+#define FEW 4                     /* up to so many rows a tile is two panels wide, for enough independent sums */
 #else
 #define TALLEST 3
-#define WIDE 0
+#define ACROSS 1
+#define FEW 0
 #endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -49,7 +52,7 @@ INLINE lanes take(lanes sum, const element *weight, const element *x) {
 INLINE void tile(const linear *layer, const element *x, element *out, int64_t panel, const int tall, const int wide) {
     const int64_t inputs = layer->inputs;
     const element *weight = layer->weight + panel * PANEL * inputs;
-    lanes sum[tall][2 * wide];
+    lanes sum[TALLEST][4]; /* of fixed size: sums in an array of variable length stay in memory */
 #pragma GCC unroll 16
     for (int row = 0; row < tall; row++)
 #pragma GCC unroll 4
@@ -65,9 +68,12 @@ INLINE void tile(const linear *layer, const element *x, element *out, int64_t pa
             for (int row = 0; row < tall; row++)
                 sum[row][part] = take(sum[row][part], weight + part / 2 * PANEL * inputs + part % 2 * LANES * STEP, x + row * inputs + i);
     }
+    /* Unrolled and without its address taken, or the sums would be stored in every step of the loop above. */
+#pragma GCC unroll 16
     for (int row = 0; row < tall; row++) {
-        float line[wide * PANEL];
-        memcpy(line, sum[row], sizeof line);
+        float line[2 * PANEL];
+#pragma GCC unroll 4
+        for (int part = 0; part < 2 * wide; part++) *(lanes *)(line + part * LANES) = sum[row][part];
         const int64_t first = panel * PANEL, left = layer->outputs - first, count = left < wide * PANEL ? left : wide * PANEL;
         if (layer->bias)
             for (int64_t i = 0; i < count; i++) line[i] += layer->bias[first + i];
@@ -75,35 +81,35 @@ INLINE void tile(const linear *layer, const element *x, element *out, int64_t pa
     }
 }
 
-/* One tile of rows times one panel. */
-static void stripe(const linear *layer, const element *x, element *out, int64_t panel, int64_t height) {
+/* One tile of rows times one panel, or two. */
+static void stripe(const linear *layer, const element *x, element *out, int64_t panel, int64_t height, int64_t across) {
     switch (height) {
 #define CASE(n)                                                                                                                            \
-    case n: tile(layer, x, out, panel, n, 1); break;
+    case n:                                                                                                                                \
+        if (across == 2 && n <= (ACROSS == 2 ? TALLEST : FEW)) tile(layer, x, out, panel, n, 2);                                      \
+        else tile(layer, x, out, panel, n, 1);                                                                                             \
+        break;
         CASE(1) CASE(2) CASE(3)
-#if TALLEST > 3 /* never chosen beyond TALLEST */
-        CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#if __AVX512F__
+        CASE(4) CASE(5) CASE(6)
+#if BF16
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
 #endif
     }
 }
 
 /* out = x W^T + bias for panels from `panel` up to `stop`. */
 void multiply(const linear *layer, const element *x, element *out, int64_t rows, int64_t panel, int64_t stop) {
-#if WIDE
-    for (; rows <= WIDE && panel + 2 <= stop; panel += 2) switch (rows) {
-        case 1: tile(layer, x, out, panel, 1, 2); break;
-        case 2: tile(layer, x, out, panel, 2, 2); break;
-        case 3: tile(layer, x, out, panel, 3, 2); break;
-        case 4: tile(layer, x, out, panel, 4, 2); break;
-        }
-#endif
+    const int64_t across = rows <= FEW ? 2 : ACROSS;
     for (; panel < stop; panel += GROUP) {
         const int64_t last = panel + GROUP < stop ? panel + GROUP : stop;
         for (int64_t done = 0; done < rows;) {
             const int64_t left = rows - done;
             int64_t height = left > TALLEST ? TALLEST : left;
             if (left > TALLEST && left < 2 * TALLEST) height = (left + 1) / 2; /* two even tiles, not a full and a thin one */
-            for (int64_t at = panel; at < last; at++) stripe(layer, x + done * layer->inputs, out + done * layer->outputs, at, height);
+            for (int64_t at = panel; at < last; at += across)
+                stripe(layer, x + done * layer->inputs, out + done * layer->outputs, at, height, across < last - at ? across : last - at);
             done += height;
         }
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paceline.attention.paths import Paths, paths
 from paceline.core.batch import TapRequest
-from paceline.kernels.fused import LANES, CLayer, CLinear, CPath, CStep, CTurn, Fused
+from paceline.kernels.fused import LANES, WIDEST_HEAD, CLayer, CLinear, CPath, CStep, CTurn, Fused
 from paceline.models.config import DecoderConfig
 from paceline.models.layers import Attention, FeedForward, RMSNorm, Step
 from paceline.models.linear import Linear
@@ -27,6 +27,7 @@ def fusable(config: DecoderConfig) -> bool:
         not layer.post_norms
         and layer.mixer.rope is not None
         and layer.mixer.head_dim % LANES == 0
+        and layer.mixer.head_dim <= WIDEST_HEAD
         and layer.feed_forward.experts == 0
         and layer.feed_forward.activation == "silu"
         for layer in config.layers
