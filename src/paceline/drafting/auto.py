@@ -74,6 +74,7 @@ class Auto:
 
     def __init__(self, parts: Many[Drafter]) -> None:
         self.parts = list(parts)
+        self.taps: TapRequest = reduce(TapRequest.__or__, (part.taps for part in parts), NO_TAPS)  # what any part wants
         self._rates: dict[int, list[Rate]] = {}
         self._steps = 0
         self._running = 0  # the part that drafts
@@ -91,11 +92,6 @@ class Auto:
             return cls([planned])
         known = replace(context, probe=planned.cost)  # what a forward costs is measured once
         return cls([planned, Lookahead.build(LookaheadConfig(), known)])
-
-    @property
-    def taps(self) -> TapRequest:
-        """What any part wants."""
-        return reduce(TapRequest.__or__, (part.taps for part in self.parts), NO_TAPS)
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """The drafts of the part whose turn it is."""

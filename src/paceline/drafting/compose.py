@@ -24,12 +24,8 @@ class Compose:
 
     def __init__(self, parts: Many[Drafter]) -> None:
         self.parts = list(parts)
+        self.taps: TapRequest = reduce(TapRequest.__or__, (part.taps for part in parts), NO_TAPS)  # what any part wants
         self._trees: list[list[TokenTree]] = []
-
-    @property
-    def taps(self) -> TapRequest:
-        """What any part wants."""
-        return reduce(TapRequest.__or__, (part.taps for part in self.parts), NO_TAPS)
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """Ask every part, then merge within the limits."""
