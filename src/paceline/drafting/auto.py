@@ -24,8 +24,8 @@ TRIAL = 8  # steps that every drafter gets first
 BURST = 4  # steps of a later trial
 SOON, LATE = 64, 4096  # steps to the next trial of a drafter that was worse: at first, and at most
 MEMORY = 64  # steps that a rate remembers
-PATIENCE = 16  # steps in a row for which a part had nothing worth sending, until it is asked less often
-REST = 8  # steps between two questions then: on text that cannot be drafted, asking is all that a drafter costs
+PATIENCE = 8  # steps in a row for which a part had nothing worth sending, until it is asked less often
+REST = 16  # steps between two questions in the end: on text that cannot be drafted, asking is all that a drafter costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,9 @@ class Auto:
         fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
         self._counted = None if fresh or before != self._running else rate
         if fresh or before != self._running:
-            self._idle = min(self._idle, PATIENCE - BURST)  # a few questions, whatever was thought before
-        self._asked = self._idle < PATIENCE or self._idle % REST == 0
+            self._idle = min(self._idle, PATIENCE)  # questions come close again, whatever was thought before
+        beyond = self._idle - PATIENCE
+        self._asked = (beyond < REST and beyond.bit_count() <= 1) or beyond % REST == 0 or beyond < 0
         if not self._asked:
             self._idle += 1
             return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
