@@ -7,48 +7,46 @@
 
 Sources are spans of held-out files in which a share of the words and marks was hit by a typing slip; pocket-edit undoes slips, greedily,
 at batch 1. Times are whole answers, encoder and drafter included; speed-ups are medians over rounds in which contenders take turns. What
-to expect: IAD at least 4 times fewer forwards at low edit rates, shrinking as the rate grows; GAD needs no verbatim copy, but its drafter
-costs time in every step; output identical to plain decoding except where two logits nearly tie. With beta above 1 tokens per forward rise
-and agreement with greedy output falls. Run on a quiet machine.
+to expect: IAD at least 4 times fewer forwards at low edit rates, shrinking as the rate grows, and slower than plain decoding only where
+most of what it drafts is wasted; GAD needs no verbatim copy, but its drafter costs time in every step; output identical to plain decoding
+except where two logits nearly tie. With beta above 1 tokens per forward rise and agreement with greedy output falls. Run on a quiet
+machine. `benchmarks/translation.py` is the same question for outputs that are no copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Annotated, Any, cast
 
 import torch
 import typer
 from rich.console import Console
 
+from paceline.bench.edit_rounds import Answers, answer, answer_by_transformers, cell, rounds
 from paceline.bench.report import Column, Record, public_name, render_table
 from paceline.core.errors import CheckpointError, PacelineError
-from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.models.nat import NatDrafter
 from paceline.zoo.corpus import Split, held_out_files, stdlib_files
 from paceline.zoo.distil import own_outputs
 from paceline.zoo.edit_evaluation import edit_distance
-from paceline.zoo.editor import greedy_edits, load_editor
+from paceline.zoo.editor import load_editor
 from paceline.zoo.nat_course import NatCourse
 from paceline.zoo.nat_evaluation import draft_quality
-from paceline.zoo.pairs import EditPairs, Pair, padded
+from paceline.zoo.pairs import EditPairs, Pair
 from paceline.zoo.recipes import RECIPES, NatRecipe
 from paceline.zoo.registry import resolve
 from paceline.zoo.tokenizer import load_tokenizer
 from paceline.zoo.training import Trainer
 
 METHODS = "none,prompt-lookup,iad,gad"
-PLAIN, PEER = "none", "transformers"
+PEER = "transformers"
 LONGEST = 96  # tokens of an original; sources are a little longer
-MAX_TOKENS = 160
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(width=170)
 Model = Annotated[str, typer.Option(help="editing model: pocket model or checkpoint folder")]
@@ -58,83 +56,10 @@ Seed = Annotated[int, typer.Option(help="of spans and slips")]
 Quick = Annotated[bool, typer.Option(help="few sources, one round")]
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """One round of one contender over all sources of a cell.
-
-    Attributes:
-        ids: outputs, end-of-text left out.
-        seconds: wall time of all of them together.
-        forwards, rows: target forwards and rows in them; 0 for peers.
-        draft_seconds: time spent drafting.
-    """
-
-    ids: list[list[int]]
-    seconds: float
-    forwards: int = 0
-    rows: int = 0
-    draft_seconds: float = 0.0
-
-
 def held_out_pairs(folder: Path, rate: float, count: int, seed: int) -> list[Pair]:
     """Damaged spans of files that no pocket model has seen."""
     data = EditPairs([file.text for file in held_out_files()], load_tokenizer(folder), seed, (rate, rate))
     return data.pairs(f"bench:{rate}", count, LONGEST)
-
-
-def answer(llm: LLM, pairs: Sequence[Pair]) -> Answers:
-    """Greedy outputs one by one."""
-    drafting, start = llm.engine.phases.seconds["draft"], perf_counter()
-    outputs = [llm.generate([pair.source], max_tokens=MAX_TOKENS)[0] for pair in pairs]
-    seconds = perf_counter() - start
-    forwards = sum(output.stats.forwards for output in outputs)
-    rows = forwards + sum(output.stats.drafted for output in outputs)
-    ids = [[token for token in output.token_ids if token not in llm.engine.eos] for output in outputs]
-    return Answers(ids, seconds, forwards, rows, llm.engine.phases.seconds["draft"] - drafting)
-
-
-def answer_by_transformers(network: torch.nn.Module, pairs: Sequence[Pair]) -> Answers:
-    """Greedy outputs (beam width 1) of the same weights from `transformers.generate`, one by one."""
-    start = perf_counter()
-    ids = [greedy_edits(network, padded([pair]).source, MAX_TOKENS)[0] for pair in pairs]
-    return Answers(ids, perf_counter() - start)
-
-
-def rounds(contenders: Mapping[str, Callable[[Sequence[Pair]], Answers]], pairs: Sequence[Pair], repeats: int) -> dict[str, list[Answers]]:
-    """Every contender once untimed, then `repeats` rounds in which they take turns."""
-    for contender in contenders.values():
-        contender(pairs[:2])
-    found: dict[str, list[Answers]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, contender in contenders.items():
-            found[name].append(contender(pairs))
-    return found
-
-
-def cell(found: Mapping[str, list[Answers]], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """One row per contender; ratios are taken within a round."""
-    plain = found[PLAIN]
-    rows = []
-    for name, answers in found.items():
-        first = answers[0]
-        tokens = sum(len(ids) + 1 for ids in first.ids)
-        row: dict[str, Any] = {
-            "method": name,
-            "sources": len(pairs),
-            "tokens": tokens,
-            "milliseconds": 1000 * median(one.seconds for one in answers) / len(pairs),
-            "speedup": median(base.seconds / one.seconds for base, one in zip(plain, answers, strict=True)),
-            "identical": sum(mine == theirs for mine, theirs in zip(first.ids, plain[0].ids, strict=True)),
-        }
-        if first.forwards:
-            row |= {
-                "forwards": first.forwards,
-                "tokens_per_forward": tokens / first.forwards,
-                "rows_per_forward": first.rows / first.forwards,
-            }
-            row["draft_share"] = median(one.draft_seconds / one.seconds for one in answers)
-        rows.append(row)
-    return rows
 
 
 def report(record: Record, columns: list[Column], json: Path | None) -> None:
@@ -165,9 +90,11 @@ def speed(
     folder = folder_of(model)
     target = load(str(folder), "none", dtype=dtype)
     contenders: dict[str, Callable[[Sequence[Pair]], Answers]] = {}
+    extra: dict[str, int] = {}  # bytes of weights besides the model's own
     for method in methods.split(","):
         llm = load(target, method, draft=draft if "gad" in method else None)
         contenders[method] = partial(answer, llm)
+        extra[method] = llm.ledger.live["weights"] - target.ledger.live["weights"]
     if peer:
         contenders[PEER] = partial(answer_by_transformers, load_editor(folder))
     rows: list[dict[str, Any]] = []
@@ -186,6 +113,7 @@ def speed(
         Column("forwards", "forwards"),
         Column("tokens/forward", lambda row: f"{row['tokens_per_forward']:.2f}" if "forwards" in row else ""),
         Column("rows/forward", lambda row: f"{row['rows_per_forward']:.1f}" if "forwards" in row else ""),
+        Column("drafts wasted", lambda row: f"{row['wasted']:.0%}" if row.get("wasted") is not None else ""),
         Column("ms/answer", lambda row: f"{row['milliseconds']:.1f}"),
         Column("speed-up", lambda row: f"{row['speedup']:.2f}x"),
         Column("draft share", lambda row: f"{row['draft_share']:.0%}" if "forwards" in row else ""),
@@ -198,7 +126,11 @@ def speed(
         "Outputs may differ from plain decoding at near-ties.",
     ]
     notes += ["transformers decodes in float32."] if peer else []
-    report(Record("aggressive-speed", rows, settings, {"seed": seed}, notes=notes), columns, json)
+    record = Record("aggressive-speed", rows, settings, {"seed": seed}, notes=notes, extra={"drafter_weight_bytes": extra})
+    report(record, columns, json)
+    for method, size in extra.items():
+        if size:
+            console.print(f"{method}: {size / 2**20:.1f} MiB of weights besides the model's own")
 
 
 @app.command()

@@ -7,8 +7,11 @@
 Expected: `exspec` needs fewer target calls than `eqspec`, and `pool` (the same without grouping) tells how much of that is due to the pool
 alone; the align share of `eqspec` grows with the batch; `rollback` copies nothing and needs the most calls; `ragged` aligns nothing.
 All requests arrive at once; p50 and p99 are seconds until one has ended. A bound on waiting (`wait 4`) trades calls for the latter.
+`c draft`, `c verify`, `c align`: seconds per target call in units of a call of plain batching; `model` is the speed-up they predict, tokens
+per call over their sum. What the measured one lacks of it is scheduling and emission.
 `bonus`: tokens per step with the target's own token behind a fully accepted draft and without, beside the law for the measured acceptance.
-`faults`: exact and partial match of reference bugs with plain decoding, and of plain batching as control; all in float32.
+`faults`: exact and partial match of reference bugs with plain decoding, and of plain batching as control, in float32; and of what is right
+in float64 too, where nothing may differ.
 """
 
 from __future__ import annotations
@@ -16,23 +19,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from paceline.bench.audit.dense_faults import FAULTS
+from paceline.bench.dense_costs import PARTS_OF_A_CALL, measured, modelled
 from paceline.bench.match import match
 from paceline.bench.report import Column, Record, public_name, render_table
 from paceline.bench.workloads import find_workloads
 from paceline.core.errors import PacelineError
 from paceline.core.rng import key
-from paceline.engine.costs import costs
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
-from paceline.engine.rectangle import DenseRunner
-from paceline.scheduling.dense.pool import Batches, SequencePool
 
 PARTS = ("cost", "bonus", "faults")
 LENGTHS = ("equal", "sorted", "random")
@@ -60,6 +60,7 @@ COST_COLUMNS = [
     Column("batch", "batch"),
     Column("strategy", "strategy", numeric=False),
     *(Column(name.replace("_", " "), name) for name in ("tokens_per_second", "speedup", "calls", "ms_per_call", "tokens_per_step")),
+    *(Column(name.replace("_", " "), name) for name in (*PARTS_OF_A_CALL, "model")),
     *(Column(f"{name} s", f"latency_{name}") for name in ("p50", "p99")),
     *(percent(name) for name in ("draft", "verify", "align", "group_rate", "padding", "exact", "partial")),
     Column("copied MB", lambda row: f"{row['copied_bytes'] / 1e6:.1f}"),
@@ -68,6 +69,7 @@ BONUS_COLUMNS = [Column(name.replace("_", " "), name) for name in ("length", "ac
 FAULT_COLUMNS = [
     Column("what is wrong", "fault", numeric=False),
     Column("batching", "batching", numeric=False),
+    Column("type", "dtype", numeric=False),
     percent("exact"),
     percent("partial"),
 ]
@@ -93,48 +95,6 @@ def engine(target: LLM, draft: LLM, arm: str, batch: int, length: int, room: int
     return load(target, method, draft=draft, batching=batching, kv_tokens=room, max_sequences=most, prefix_cache=False)
 
 
-def measured(llm: LLM, prompts: Prompts, max_tokens: int) -> tuple[dict[str, Any], list[list[int]]]:
-    """One round: numbers of an engine, and its outputs."""
-    runner, before = llm.engine.runner, costs(llm.engine)
-    calls, rows = runner.forwards, runner.rows
-    padded, copied = (runner.padding, _copied(llm)) if isinstance(runner, DenseRunner) else (0, 0)
-    start = perf_counter()
-    outputs = llm.generate(prompts, max_tokens=max_tokens, ignore_eos=True)
-    seconds = perf_counter() - start
-    spent = costs(llm.engine) - before
-    tokens, steps = sum(output.stats.output_tokens for output in outputs), sum(output.stats.forwards for output in outputs)
-    ended = sorted(output.stats.times[-1] for output in outputs)
-    found: dict[str, Any] = {
-        "tokens_per_second": tokens / seconds,
-        "calls": runner.forwards - calls,
-        "ms_per_call": 1000 * (spent.verify + spent.align) / (runner.forwards - calls),
-        "tokens_per_step": tokens / steps,
-        **spent.shares(),
-        "latency_p50": ended[len(ended) // 2],
-        "latency_p99": ended[min(len(ended) - 1, len(ended) * 99 // 100)],
-        "padding": (runner.padding - padded) / (runner.rows - rows) if isinstance(runner, DenseRunner) else 0.0,
-        "copied_bytes": _copied(llm) - copied,
-    }
-    found["group_rate"] = _group_rate(llm)
-    return found, [output.token_ids for output in outputs]
-
-
-def _group_rate(llm: LLM) -> float | None:
-    """Share of batches of equal length in this round, where a strategy looks for them."""
-    scheduler = llm.engine.scheduler
-    if not isinstance(scheduler, SequencePool) or not scheduler.options.grouping:
-        return None
-    rate = scheduler.batches.group_rate
-    scheduler.batches = Batches()
-    return rate
-
-
-def _copied(llm: LLM) -> int:
-    """Bytes moved to keep rows in line so far, in the caches of target and draft."""
-    runners = (llm.engine.runner, getattr(llm.engine.drafter, "runner", None))
-    return sum(runner.dense.traffic.copied for runner in runners if isinstance(runner, DenseRunner))
-
-
 def cost_rows(
     target: LLM, draft: LLM, batches: list[int], count: int, length: int, max_tokens: int, rounds: int, seed: int
 ) -> list[dict[str, Any]]:
@@ -154,10 +114,12 @@ def cost_rows(
                 for arm, llm in engines.items():
                     found, outputs[arm] = measured(llm, prompts, max_tokens)
                     heard[arm].append(found)
+            base = {name: _median([found[name] for found in heard["plain"]]) for name in (*PARTS_OF_A_CALL, "tokens_per_call")}
             for arm, found_rows in heard.items():
                 row = {name: _median([found[name] for found in found_rows]) for name in found_rows[0]}
                 pairs = zip(found_rows, heard["plain"], strict=True)
                 row["speedup"] = median(mine["tokens_per_second"] / plain["tokens_per_second"] for mine, plain in pairs)
+                row |= modelled(row, base)
                 agreed = match(alone, outputs[arm])
                 place = {"part": "cost", "lengths": kind, "batch": batch, "strategy": arm}
                 rows.append({**place, **row, "exact": agreed.exact, "partial": agreed.partial})
@@ -207,8 +169,10 @@ def _rate(offered: list[int], accepted: list[int]) -> float:
     return sum(accepted) / max(1, sum(tried))
 
 
-def fault_rows(target: LLM, draft: LLM, batch: int, count: int, length: int, max_tokens: int, seed: int) -> list[dict[str, Any]]:
-    """Agreement of deliberate bugs with plain decoding, and of what is right as control."""
+def fault_rows(
+    target: LLM, draft: LLM, batch: int, count: int, length: int, max_tokens: int, seed: int, broken: bool = True
+) -> list[dict[str, Any]]:
+    """Agreement of what is right with plain decoding, as control, and of deliberate bugs (if `broken`)."""
     prompts = prompts_of(target, "random", count, max_tokens, seed)
     room = sum(map(len, prompts)) + count * (max_tokens + 64)
     alone = reference(target, prompts, max_tokens)
@@ -216,7 +180,7 @@ def fault_rows(target: LLM, draft: LLM, batch: int, count: int, length: int, max
     for arm in ARMS:
         llm = engine(target, draft, arm, batch, length, room)
         rows.append(_agreement(f"nothing ({arm})", ARMS[arm].partition(":")[0], llm, prompts, alone, max_tokens))
-    for fault in FAULTS:
+    for fault in FAULTS if broken else ():
         llm = engine(target, draft, fault.batching, batch, length, room)
         fault.build(llm, draft.runner.decoder)
         rows.append(_agreement(fault.name, fault.batching, llm, prompts, alone, max_tokens))
@@ -226,14 +190,19 @@ def fault_rows(target: LLM, draft: LLM, batch: int, count: int, length: int, max
 def _agreement(fault: str, batching: str, llm: LLM, prompts: Prompts, alone: list[list[int]], max_tokens: int) -> dict[str, Any]:
     outputs = llm.generate(prompts, max_tokens=max_tokens, ignore_eos=True)
     found = match(alone, [output.token_ids for output in outputs])
-    return {"part": "faults", "fault": fault, "batching": batching, "exact": found.exact, "partial": found.partial}
+    place = {"part": "faults", "fault": fault, "batching": batching, "dtype": _dtype(llm)}
+    return {**place, "exact": found.exact, "partial": found.partial}
+
+
+def _dtype(llm: LLM) -> str:
+    return str(llm.runner.decoder.dtype).removeprefix("torch.")
 
 
 def main(
     only: Annotated[str, typer.Option(help=f"parts, separated by commas: {', '.join(PARTS)}")] = ",".join(PARTS),
     model: Annotated[str, typer.Option(help="pocket model, checkpoint folder or Hub id")] = "pocket-code",
     draft: Annotated[str, typer.Option(help="draft model")] = "pocket-code-draft",
-    dtype: Annotated[str | None, typer.Option(help="of weights and KV, but for the faults, which are judged in float32")] = None,
+    dtype: Annotated[str | None, typer.Option(help="of weights and KV, but for the faults, which have types of their own")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch sizes (repeat for several); 1, 2, 4, 8 by default")] = None,
     length: Annotated[int, typer.Option(help="drafted tokens")] = 5,
     prompts: Annotated[int, typer.Option(help="per distribution")] = 48,
@@ -244,7 +213,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print tables, and write a record with --json."""
-    console, parts = Console(width=190), only.split(",")
+    console, parts = Console(width=220), only.split(",")
     batches = batch or ([1, 4] if quick else [1, 2, 4, 8])
     if quick:
         prompts, max_tokens, rounds = 8, 24, 1
@@ -259,13 +228,20 @@ def main(
             console.print(render_table("what the bonus token is worth", BONUS_COLUMNS, found))
             rows += found
         if "faults" in parts:
-            single, small = (load(name, "none", dtype="float32", kv_tokens=2, prefix_cache=False) for name in (model, draft))
-            found = fault_rows(single, small, max(batches), prompts, length, max_tokens, seed)
+            found = []
+            for kind in ("float32", "float64"):
+                pair = [load(name, "none", dtype=kind, kv_tokens=2, prefix_cache=False) for name in (model, draft)]
+                found += fault_rows(pair[0], pair[1], max(batches), prompts, length, max_tokens, seed, broken=kind == "float32")
             console.print(render_table("agreement with plain decoding", FAULT_COLUMNS, found))
             rows += found
         if json is not None:
-            used = str(target.runner.decoder.dtype).removeprefix("torch.")
-            settings = {"model": public_name(model), "draft": public_name(draft), "dtype": used, "batches": batches, "parts": parts}
+            settings: dict[str, Any] = {
+                "model": public_name(model),
+                "draft": public_name(draft),
+                "dtype": _dtype(target),
+                "batches": batches,
+                "parts": parts,
+            }
             settings |= {"length": length, "prompts": prompts, "max_tokens": max_tokens, "rounds": rounds, "window": WINDOW}
             record = Record("batch-speculation", rows, settings, {"seed": seed})
             console.print(f"wrote {replace(record, notes=NOTES).write(json)}")
@@ -278,6 +254,8 @@ NOTES = (
     "calls counts target forwards, those that read prompts included; ms_per_call is their time with realignment.",
     "draft, verify and align are shares of their sum; speedup is to plain decoding over token slots at the same batch size.",
     "exact and partial are matches with plain decoding of each prompt alone; what plain batching misses is rounding of near-ties.",
+    "c_draft, c_verify and c_align are seconds per target call in units of plain batching's; model is the speed-up they predict.",
+    "Every request runs to its limit, end-of-text ignored, so that tokens per second count equally many tokens for every strategy.",
     "ragged and plain refill places as sequences finish; eqspec, rollback and gap run fixed batches; exspec and pool refill a window.",
 )
 

@@ -3,18 +3,23 @@
     python benchmarks/dkv_cache.py --json benchmarks/results             # both parts: about twenty minutes on one core
     python benchmarks/dkv_cache.py --quick                               # weak model, 30 prompts, answers of 64: two minutes
     python benchmarks/dkv_cache.py --part speed --model pocket-dlm --lengths 64,128,256,512 --batches 1,8
+    python benchmarks/dkv_cache.py --part text --model pocket-dlm --lengths 64,128,256,512 --rounds 1 --pictures docs/assets
 
 Part `quality` decodes the sort-and-reverse task (`paceline.bench.sort_reverse`) with a weak and a good model. Agreement is with static
 decoding of the same order, one position per step, without a cache. Expected: rows per answer of the closed form, 816, 618, 492 and 429 for
 Decode with refresh 1, 2, 4 and 8; agreement falls with the refresh; without the one-step delay it is lower for fewer rows.
 
 Part `speed` times static decoding, one position per step, on a model with random weights of the shape of `pocket-dlm`, or on `--model`.
+
+Part `text` asks `--model` held-out problems and held-out code (`paceline.bench.denoising_text`): speed, edits away from static decoding,
+problems solved, code that parses and how likely an autoregressive model finds it, and pictures of each against speed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,7 +29,9 @@ import torch
 import typer
 from rich.console import Console
 
+from paceline.bench.denoising_report import report_text
 from paceline.bench.denoising_rows import Run, row_of, run_method
+from paceline.bench.denoising_text import TextSettings, numbers
 from paceline.bench.random_denoiser import random_denoiser
 from paceline.bench.report import Column, Record, public_name, render_table
 from paceline.bench.sort_reverse import ANSWER, PROMPT, Training, examples, train
@@ -35,6 +42,7 @@ from paceline.engine.load import load
 
 BLOCK = 8  # of the task; the speed part takes the usual one
 MODELS = {"weak": 520, "good": 900}
+PARTS = ("both", "quality", "speed", "text")
 ASKED = 64  # tokens of prompt in the speed part
 WARM_UP = 4  # tokens decided before time is taken
 
@@ -79,6 +87,15 @@ VARIANTS = (
     *(Variant(f"cache=dkv-greedy,refresh=2,dkv_window=4,dkv_center={center}", "random") for center in ("prev", "next")),
 )
 CACHES = ("none", "prefix", "dual", "dkv-decode,refresh=4", "dkv-decode,refresh=8", "dkv-prefill", "dkv-pd")
+TEXT = (
+    "static",
+    *(f"static:cache={cache}" for cache in CACHES[1:]),
+    "static:per_step=2",
+    "static:per_step=2,cache=dkv-decode",
+    "static:algorithm=random",
+    *(f"static:algorithm=random,cache=dkv-greedy,dkv_window={window}" for window in (0, 4)),
+    *(f"threshold:cache={cache}" for cache in ("none", "dual", "dkv-decode", "dkv-pd")),
+)
 
 
 def _spread(name: str) -> Column:
@@ -123,6 +140,24 @@ def quality_rows(name: str, prompts: int, batch: int, seed: int, console: Consol
         cached = 1 - row["rows"] / (row["forwards"] * (PROMPT + ANSWER))
         found.append({"model": name, "label": variant.label, **row, "cached": cached})
     return found
+
+
+def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was expected of the quality table, and whether it holds, a sentence per model."""
+    told = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        decode = [row for row in rows if row["model"] == name and "cache=dkv-decode" in row["method"] and "per_step" not in row["method"]]
+        delayed, others = ([row for row in decode if bool(row["label"]) is labelled] for labelled in (False, True))
+        falls = all(later["agree"] <= earlier["agree_interval"][1] for earlier, later in pairwise(delayed))
+        twins = {row["method"]: row for row in delayed}
+        below = all(row["agree"] <= twins[row["method"]]["agree"] for row in others)
+        faster = all(later["seconds"] <= earlier["seconds"] for earlier, later in pairwise(delayed))
+        yes = {True: "yes", False: "no"}
+        told.append(
+            f"{name}: agreement falls with the refresh, within intervals: {yes[falls]}; it is lower without the delay: {yes[below]}; "
+            f"seconds fall with the rows fed: {yes[faster]}"
+        )
+    return told
 
 
 def speed_rows(
@@ -171,23 +206,34 @@ def _timed(model: LLM, cache: str, prompts: list[list[int]], length: int) -> tup
 
 
 def main(
-    part: Annotated[str, typer.Option(help="quality, speed, or both")] = "both",
+    part: Annotated[str, typer.Option(help="quality, speed, both, or text (of --model)")] = "both",
     models: Annotated[str, typer.Option(help=f"which of {', '.join(MODELS)}, separated by commas")] = "weak,good",
     prompts: Annotated[int, typer.Option(help="prompts per model")] = 100,
     batch: Annotated[int, typer.Option(help="prompts of the quality part decoded together")] = 32,
-    model: Annotated[str, typer.Option(help="checkpoint of the speed part; random weights if not given")] = "",
-    lengths: Annotated[str, typer.Option(help="answers of the speed part, in tokens")] = "128,512",
-    batches: Annotated[str, typer.Option(help="batch sizes of the speed part")] = "1,8",
+    model: Annotated[str, typer.Option(help="checkpoint of the other parts; for speed, random weights if not given")] = "",
+    lengths: Annotated[str, typer.Option(help="answers of these parts, in tokens")] = "128,512",
+    batches: Annotated[str, typer.Option(help="batch sizes of these parts")] = "1,8",
     rounds: Annotated[int, typer.Option(help="times that every cache has its turn")] = 3,
+    questions: Annotated[int, typer.Option(help="of the text part: half problems, half code")] = 16,
+    judge: Annotated[str, typer.Option(help="of the text part: autoregressive model that judges code")] = "pocket-code",
+    pictures: Annotated[Path | None, typer.Option(help="of the text part: folder for pictures of quality against speed")] = None,
     seed: Annotated[int, typer.Option(help="of weights, data and intervals")] = 0,
     quick: Annotated[bool, typer.Option(help="weak model, 30 prompts, answers of 64 tokens, one round")] = False,
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print the tables, and write a record with --json."""
     console = Console(width=190)
-    names, sizes, sides = (["weak"], [64], [1]) if quick else (models.split(","), _numbers(lengths), _numbers(batches))
     count, turns = (30, 1) if quick else (prompts, rounds)
     try:
+        names, sizes, sides = (["weak"], (64,), (1,)) if quick else (models.split(","), numbers(lengths), numbers(batches))
+        if part not in PARTS:
+            raise typer.BadParameter(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+        if part == "text":
+            if not model:
+                raise typer.BadParameter("part text needs --model, a diffusion model with a tokenizer such as pocket-dlm")
+            asking = TextSettings(sizes, sides, questions, rounds=turns, seed=seed, judge=judge)
+            report_text(console, model.split(","), TEXT, asking, name="dkv-cache", json=json, pictures=pictures)
+            return
         if unknown := [name for name in names if name not in MODELS]:
             raise typer.BadParameter(f"unknown model {unknown[0]!r}; known: {', '.join(MODELS)}")
         quality: list[dict[str, Any]] = []
@@ -195,6 +241,8 @@ def main(
         if part in ("both", "quality"):
             quality = [row for name in names for row in quality_rows(name, count, batch, seed, console)]
             console.print(render_table("per answer of 24 tokens; 95 % bootstrap intervals over prompts", QUALITY, quality))
+            for sentence in verdicts(quality):
+                console.print(sentence)
         if part in ("both", "speed"):
             timed = load(model or random_denoiser(ASKED + max(sizes) + 64), "static", device="cpu", kv_tokens=64)
             speed = speed_rows(timed, sizes, sides, turns, seed, console)
@@ -202,14 +250,11 @@ def main(
         if json is not None:
             settings = {"prompts": count, "batch": batch, "lengths": sizes, "batches": sides, "rounds": turns}
             settings |= {"model": public_name(model) if model else "random weights", "threads": torch.get_num_threads()}
-            console.print(f"wrote {Record('dkv-cache', quality, settings, {'seed': seed}, extra={'speed': speed}).write(json)}")
+            record = Record("dkv-cache", quality, settings, {"seed": seed}, notes=verdicts(quality), extra={"speed": speed})
+            console.print(f"wrote {record.write(json)}")
     except PacelineError as error:
         console.print(f"error: {error}", style="red")
         raise typer.Exit(error.exit_code) from None
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

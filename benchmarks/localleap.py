@@ -2,33 +2,30 @@
 
     python benchmarks/localleap.py --json benchmarks/results             # both toy models, 100 prompts: about three minutes on one core
     python benchmarks/localleap.py --quick                               # weak model, 30 prompts, few settings: a minute
-    python benchmarks/localleap.py --model pocket-dlm --prompts 60       # held-out problems, answers of 64 tokens
+    python benchmarks/localleap.py --model pocket-dlm --prompts 60 --pictures docs/assets   # held-out problems, answers of 64 tokens
 
 `lead` is the share of tokens that agree with static decoding, less that of plain threshold decoding at the same number of forwards
-(interpolated between thresholds, prompt by prompt; 95 % bootstrap interval). Expected on the toy models, whose answers have no local
-structure: no lead. The second table asks what the method rests on: is a prediction near a sure one more often final than one far away?
+(interpolated between thresholds, prompt by prompt; 95 % bootstrap interval); `lead in right answers` the same for answers that are right.
+Expected on the toy models, whose answers have no local structure: no lead. The second table asks what the method rests on: is a prediction
+near a sure one more often final than one far away? From it a setting is suggested, which `paceline train localleap` does for any model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from paceline.bench.denoising_frontier import Scored, agreement, lead
 from paceline.bench.denoising_grounds import TOYS, Ground, text, toy
-from paceline.bench.denoising_rows import Run, row_of, run_method
-from paceline.bench.report import Column, Record, render_table
+from paceline.bench.denoising_rivals import COLUMNS, Rival, rival_rows, thresholds, verdicts
+from paceline.bench.denoising_rivals_plot import plot_rivals
+from paceline.bench.reliability import falls, reliability_rows, reliability_table
+from paceline.bench.report import Record, public_name, render_table
 from paceline.core.errors import PacelineError
-from paceline.denoising.localleap_calibration import Watch, by_distance, predictions, suggested
-from paceline.engine.load import load
+from paceline.training.localleap import watch
 
-THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 FACTORS = (0.5, 1.0, 1.5)
 PER_STEP = (2, 4, 8)
 RADII = (1, 2, 4, 8)
@@ -37,104 +34,32 @@ FURTHEST = 16
 ERROR = 0.02
 
 
-def _lead(row: Mapping[str, Any]) -> str:
-    if row["lead"] is None:
-        return ""
-    low, high = row["lead_interval"]
-    return f"{row['lead']:+.4f} ({low:+.4f} to {high:+.4f})"
-
-
-COLUMNS = [
-    Column("model", "model", numeric=False),
-    Column("method", "method", numeric=False),
-    Column("forwards", lambda row: f"{row['forwards']:.2f}"),
-    Column("per token said", lambda row: f"{row['per_token']:.3f}"),
-    Column("right", lambda row: f"{row['exact']:.3f} ({row['exact_interval'][0]:.2f}-{row['exact_interval'][1]:.2f})"),
-    Column("identical", lambda row: f"{row['identical']:.3f}"),
-    Column("agree", lambda row: f"{row['agree']:.4f}"),
-    Column("lead", _lead),
-]
-NEAR = [
-    Column("model", "model", numeric=False),
-    Column("distance", "distance"),
-    Column("predictions", "count"),
-    Column("final", lambda row: "" if isnan(row["final"]) else f"{row['final']:.3f}"),
-    Column(f"threshold for {ERROR:.0%} error", lambda row: f"{row['threshold']:.2f}"),
-]
-
-
-def methods_of(quick: bool) -> dict[str, list[str]]:
-    """Method strings by family, the block left out."""
+def rivals_of(quick: bool) -> list[Rival]:
+    """What is compared."""
     radii, relaxed = ((4,), (0.75, 0.5)) if quick else (RADII, RELAXED)
-    return {
-        "static": ["static", *(f"static:per_step={count}" for count in PER_STEP)],
-        "threshold": [f"threshold:threshold={bar}" for bar in (THRESHOLDS[1::2] if quick else THRESHOLDS)],
-        "factor": [] if quick else [f"factor:factor={factor}" for factor in FACTORS],
-        "localleap": [f"localleap:radius={radius},relaxed={bar}" for radius in radii for bar in relaxed]
-        + ([] if quick else ["localleap:decay=true", "localleap:eos_anchor=false", "localleap:given_anchor=true"]),
-    }
-
-
-def rows_of(ground: Ground, batch: int, seed: int, quick: bool, console: Console) -> list[dict[str, Any]]:
-    """One row per method, and for the others than thresholds their lead over these."""
-    runs: dict[str, Run] = {}
-    families = methods_of(quick)
-    for family in families.values():
-        for method in family:
-            with console.status(f"{ground.name}: {method}"):
-                runs[method] = run_method(ground.model, ground.method(method), ground.prompts, ground.length, batch)
-    reference = runs["static"]
-    frontier = [agreement(runs[method], reference) for method in families["threshold"]]
-    found = []
-    for name, family in families.items():
-        for method in family:
-            run = runs[method]
-            answers = [tokens if ground.right(index, tokens) else () for index, tokens in enumerate(run.tokens)]
-            scored: Scored = agreement(run, reference)
-            ahead = lead(scored, frontier, seed) if name in ("localleap", "factor") else None
-            said = sum(ground.said(tokens) for tokens in run.tokens)
-            own = {
-                "model": ground.name,
-                "family": name,
-                "per_token": sum(run.forwards) / said,
-                "lead": None if ahead is None else ahead[0],
-                "lead_interval": None if ahead is None else ahead[1],
-            }
-            found.append(row_of(run, reference, answers, seed) | own)
-    return found
-
-
-def near(ground: Ground, anchor: float) -> list[dict[str, Any]]:
-    """How often predictions of static decoding are final, by distance to the nearest anchor."""
-    room = max(map(len, ground.prompts)) + ground.length + 64
-    llm = load(ground.model, ground.method("static"), device=ground.model.runner.decoder.device, kv_tokens=room, prefix_cache=False)
-    watch = Watch(llm.engine.denoiser.rule)
-    llm.engine.denoiser = replace(llm.engine.denoiser, rule=watch)
-    for prompt in ground.prompts:
-        llm.generate([prompt], max_tokens=ground.length, ignore_eos=True)
-    found = predictions(watch.seen, anchor)
-    shares, bars = by_distance(found, FURTHEST), suggested(found, ERROR, FURTHEST)
-    counts = [int((found.distance == distance).sum()) for distance in range(1, FURTHEST + 1)]
-    columns = zip(range(1, FURTHEST + 1), counts, shares, bars, strict=True)
+    others = ("localleap:decay=true", "localleap:eos_anchor=false", "localleap:given_anchor=true")
     return [
-        {"model": ground.name, "distance": distance, "count": count, "final": share, "threshold": bar}
-        for distance, count, share, bar in columns
-        if count
+        Rival("static", "static"),
+        *(Rival("static", f"static:per_step={count}") for count in PER_STEP),
+        *thresholds(quick),
+        *(Rival("factor", f"factor:factor={factor}") for factor in (() if quick else FACTORS)),
+        *(Rival("localleap", f"localleap:radius={radius},relaxed={bar}") for radius in radii for bar in relaxed),
+        *(Rival("localleap", method) for method in (() if quick else others)),
     ]
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
-    """One sentence on LocalLeap's best lead."""
-    ahead = [row for row in rows if row["family"] == "localleap" and row["lead"] is not None]
-    if not ahead:
-        return "no setting of LocalLeap takes a number of forwards between those of the thresholds"
-    best = max(ahead, key=lambda row: row["lead_interval"][0])
-    sure = sum(row["lead_interval"][0] > 0 for row in ahead)
-    worse = sum(row["lead_interval"][1] < 0 for row in ahead)
-    return (
-        f"{rows[0]['model']}: of {len(ahead)} settings of LocalLeap, {sure} are measurably ahead of thresholds at equal forwards and "
-        f"{worse} behind; best: {best['method']}, {best['lead']:+.4f} of the tokens"
-    )
+def measure(ground: Ground, batch: int, anchor: float, seed: int, quick: bool, console: Console) -> tuple[list[dict[str, Any]], ...]:
+    """Rows of both tables for one model."""
+    with console.status(ground.name) as status:
+        rows = rival_rows(
+            ground, rivals_of(quick), batch, seed, lambda what, done, total: status.update(f"{what} ({done} of {total} methods)")
+        )
+        found = watch(
+            ground.model, ground.prompts, ground.length, block=ground.block, anchor=anchor, batch=max(8, batch),
+            report=lambda done: status.update(f"{ground.name}: watching static decoding ({done} of {len(ground.prompts)} prompts)"),
+        )  # fmt: skip
+    name = public_name(ground.name)
+    return rows, [{"model": name, **row} for row in reliability_rows(found, ERROR, FURTHEST)]
 
 
 def main(
@@ -145,26 +70,33 @@ def main(
     anchor: Annotated[float, typer.Option(help="probability of an anchor in the second table")] = 0.9,
     seed: Annotated[int, typer.Option(help="of weights, data and intervals")] = 0,
     quick: Annotated[bool, typer.Option(help="weak model, 30 prompts, few settings")] = False,
+    pictures: Annotated[Path | None, typer.Option(help="folder for pictures of quality against forwards")] = None,
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print the tables, and write a record with --json."""
-    console = Console(width=170)
-    names, count = (["weak"], 30) if quick else (model.split(","), prompts)
+    console = Console(width=190)
+    names, count = (["weak"], 30) if quick and model == "weak,good" else (model.split(","), 30 if quick else prompts)
+    rows: list[dict[str, Any]] = []
+    reliable: list[dict[str, Any]] = []
+    told: list[str] = []
     try:
-        rows, reliable, verdicts = [], [], []
         for name in names:
             with console.status(f"preparing {name}"):
                 ground = toy(name, count, seed) if name in TOYS else text(name, count, length, seed)
-            rows.extend(own := rows_of(ground, batch, seed, quick, console))
-            verdicts.append(verdict(own))
-            reliable.extend(near(ground, anchor))
-        console.print(render_table("per answer; 95 % bootstrap intervals over prompts", COLUMNS, rows))
-        console.print(render_table(f"predictions that are final, by distance to the nearest anchor ({anchor})", NEAR, reliable))
-        for sentence in verdicts:
-            console.print(sentence)
+            own, near = measure(ground, batch, anchor, seed, quick, console)
+            console.print(render_table("per answer; 95 % bootstrap intervals over prompts", COLUMNS, own))
+            title = f"{near[0]['model']}: predictions that are final, by distance to the nearest anchor ({anchor}) and by confidence"
+            console.print(reliability_table(f"{title}; suggested: lowest confidence for {ERROR:.0%} errors", near))
+            sentences = [*verdicts(own, ["localleap", *([] if quick else ["factor"])]), f"{near[0]['model']}: {falls(near)}"]
+            for sentence in sentences:
+                console.print(sentence, soft_wrap=True)
+            rows, reliable, told = rows + own, reliable + near, told + sentences
+        if pictures is not None:
+            for path in plot_rivals(rows, pictures, "localleap"):
+                console.print(f"wrote {path}")
         if json is not None:
-            settings = {"models": names, "prompts": count, "batch": batch, "anchor": anchor}
-            record = Record("localleap", rows, settings, {"seed": seed}, notes=verdicts, extra={"by_distance": reliable})
+            settings = {"models": [public_name(name) for name in names], "prompts": count, "batch": batch, "anchor": anchor}
+            record = Record("localleap", rows, settings, {"seed": seed}, notes=told, extra={"by_distance": reliable})
             console.print(f"wrote {record.write(json)}")
     except PacelineError as error:
         console.print(f"error: {error}", style="red")

@@ -1,22 +1,28 @@
 """SparseD: seconds of dense against sparse forwards at growing context, and what sparse patterns change on a model trained on the spot.
 
-    python benchmarks/sparsed.py --json benchmarks/results      # both parts: about twenty minutes on one core
+    python benchmarks/sparsed.py --json benchmarks/results      # both parts: about half an hour on one core
     python benchmarks/sparsed.py --quick                        # contexts up to 1,024, weak model, 30 prompts: two minutes
+    python benchmarks/sparsed.py --part quality --models needles             # eight needles in prompts of 512 tokens: ten minutes
+    python benchmarks/sparsed.py --part text --model pocket-dlm --prompts 16 --rounds 1 --pictures docs/assets
 
 Part `speed` runs a two-layer model with random weights of the shape of `pocket-dlm`. Forwards are timed with weights as checkpoints store
 them and packed as loading packs them, and the length from which sparse attention wins is judged by the faster of the two on either side.
 `answer` is what a whole answer of 128 steps would gain: 20 % of its forwards are full, and the last of those chooses the patterns.
 
-Part `quality` decodes the sort-and-reverse task (34 positions, pattern blocks of two) with models trained on the spot. Agreement is with
-dense static decoding. `kept` is the share of attention weight that falls on kept blocks in the last fifth of the steps, as a mean and for
-the worst head; `of the answer` is the share that is kept of the weight on keys of the answer. Expected: sparse patterns keep more than a
-window or sinks of the same density, and isolated selection more of the answer than selection over all blocks.
+Part `quality` decodes tasks with models trained on the spot: `weak` and `good` sort and reverse (34 positions, pattern blocks of two),
+`needles` reads out eight digits that lie anywhere in a prompt of `--context` tokens (pattern blocks of 16). Agreement is with dense
+static decoding. `kept` is the share of attention weight that falls on kept blocks in the last fifth of the steps, as a mean and for the
+worst head; `of the answer` is the share that is kept of the weight on keys of the answer; `work` is what an answer's attention
+multiplies, as a share of what dense attention does. Expected: sparse patterns keep more than a window or sinks of the same density, and
+isolated selection more of the answer than selection over all blocks; needles are found by sparse patterns about as often as by dense
+attention, by windows hardly ever.
+
+Part `text` asks `--model` held-out problems and long pieces of held-out code (`paceline.bench.denoising_text`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,37 +30,31 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from jaxtyping import Float
 from rich.console import Console
-from torch import Tensor
 
 from paceline.attention.sparse import block_sparse, kernel_for
 from paceline.attention.sparse_pattern import choose_pattern
-from paceline.bench import sort_reverse
-from paceline.bench.denoising_rows import row_of, run_method
+from paceline.bench.denoising_report import report_text
+from paceline.bench.denoising_text import TextSettings, numbers
 from paceline.bench.random_denoiser import random_denoiser
 from paceline.bench.report import Column, Record, render_table
-from paceline.bench.sort_reverse import Training
-from paceline.core.batch import ForwardBatch, ForwardResult, MemoryView, SegmentAttention
+from paceline.bench.sparse_quality import MODELS, PATTERNS, quality_rows, task_of
+from paceline.core.batch import ForwardBatch, ForwardResult
 from paceline.core.errors import PacelineError
-from paceline.denoising.canvas import Canvas
-from paceline.denoising.denoiser import Denoiser
-from paceline.denoising.sparsed import Following, Sparse, dense
+from paceline.denoising.sparsed import dense
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 
 STEPS = 6  # forwards of every timed answer
 ANSWER_STEPS, SKIP = 128, 0.2  # of the answer that `answer` stands for
 LAYERS = 2
-MODELS = {"weak": 520, "good": 900}
-WATCHED = 8  # prompts whose attention is measured
-LATE = 0.2  # share of steps, from the end, in which kept attention is measured
-KEPT = (0.3, 0.5)
-PATTERNS = (
-    *(f"sparse_keep={keep},sparse_skip={skip}" for keep in KEPT for skip in (0.2, 0.0)),
-    *(f"sparse_keep={keep},sparse_select={select}" for keep in KEPT for select in ("plain", "reference", "window", "sinks")),
-    "sparse_keep=1",
-    "sparse_keep=0.3,sparse_skip=1",
+PARTS = ("both", "quality", "speed", "text")
+TEXT_TILE = 16
+TEXT = (
+    "static",
+    *(f"static:attention=sparsed,sparse_tile={TEXT_TILE},{options}" for options in PATTERNS if not options.endswith("=1")),
+    "threshold",
+    f"threshold:attention=sparsed,sparse_tile={TEXT_TILE},sparse_keep=0.5",
 )
 
 
@@ -146,95 +146,6 @@ def wins_from(rows: Sequence[Mapping[str, Any]], sparse: str) -> int | None:
     return start
 
 
-@dataclass(slots=True, eq=False)
-class Kept:
-    """Shares of attention weight on kept blocks, a list per measurement with one entry per head: of all, and of that on the answer."""
-
-    all: list[Float[Tensor, " heads"]] = field(default_factory=list)
-    answer: list[Float[Tensor, " heads"]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Measuring:
-    """Sparse attention that notes how much weight dense attention would have left on what is read."""
-
-    inner: Following
-    kept: Kept
-
-    def __call__(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        prompt = self.inner.patterns.prompt
-        weights = torch.einsum("ihd,jhd->hij", query, keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)).mul(scale).softmax(-1)
-        out = self.inner(layer, query, keys, values, scale)
-        seen = weights * self.inner.patterns.layers[layer].expanded()
-        self.kept.all.append(seen.sum(-1).mean(-1))
-        self.kept.answer.append(seen[..., prompt:].sum((1, 2)) / weights[..., prompt:].sum((1, 2)))
-        return out
-
-
-@dataclass(frozen=True, slots=True)
-class Measured(Sparse):
-    """Sparse attention, measured in the last steps."""
-
-    kept: Kept = field(default_factory=Kept)
-
-    def attention(self, canvas: Canvas, view: MemoryView) -> SegmentAttention | None:
-        found = Sparse.attention(self, canvas, view)
-        late = canvas.steps >= (1 - LATE) * (canvas.length - canvas.prompt)
-        return Measuring(found, self.kept) if late and isinstance(found, Following) else found
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a trained model is asked.
-
-    Args:
-        name: of the model.
-        model: with its weights.
-        asked, answers: prompts, and what is right.
-        block: tokens per block of the answer.
-        tile: positions per block of a pattern.
-    """
-
-    name: str
-    model: LLM
-    asked: list[list[int]]
-    answers: list[list[int]]
-    block: int
-    tile: int
-
-
-def sorting(name: str, prompts: int, seed: int) -> Task:
-    """The calibration task: few positions."""
-    model = load(sort_reverse.train(Training(steps=MODELS[name], seed=seed)), "static", device="cpu", kv_tokens=256, pack=False)
-    asked, answers = sort_reverse.examples(prompts, seed + 1)
-    return Task(name, model, asked.tolist(), answers.tolist(), block=8, tile=2)
-
-
-def quality_rows(task: Task, seed: int) -> list[dict[str, Any]]:
-    """Measure every pattern on a task; the first row is dense."""
-    length = len(task.answers[0])
-    reference = run_method(task.model, f"static:block={task.block}", task.asked, length)
-    found = [{"model": task.name, **row_of(reference, reference, task.answers, seed)}]
-    for options in PATTERNS:
-        kept = Kept()
-
-        def measured(denoiser: Denoiser, kept: Kept = kept) -> Denoiser:
-            policy = denoiser.policy
-            assert isinstance(policy, Sparse)
-            own = Measured(policy.inner, policy.tile, policy.keep, policy.skip, policy.full, policy.select, policy.schedule, kept)
-            return replace(denoiser, policy=own)
-
-        method = f"static:block={task.block},attention=sparsed,sparse_tile={task.tile},{options}"
-        run_method(task.model, method, task.asked[:WATCHED], length, change=measured)
-        row = {"model": task.name, **row_of(run_method(task.model, method, task.asked, length), reference, task.answers, seed)}
-        if kept.all:
-            layers = len(task.model.runner.decoder.config.layers)
-            heads = torch.stack(kept.all).view(-1, layers, kept.all[0].shape[0]).mean(0)
-            row |= {"kept": float(heads.mean()), "kept_least": float(heads.min()), "kept_answer": float(torch.stack(kept.answer).mean())}
-        found.append(row)
-    return found
-
-
 def _spread(name: str) -> Column:
     def text(row: Mapping[str, Any]) -> str:
         low, high = row[f"{name}_interval"]
@@ -264,27 +175,42 @@ QUALITY = [
     Column("kept", lambda row: f"{row['kept']:.3f}" if "kept" in row else ""),
     Column("worst head", lambda row: f"{row['kept_least']:.3f}" if "kept" in row else ""),
     Column("of the answer", lambda row: f"{row['kept_answer']:.3f}" if "kept" in row else ""),
+    Column("work", lambda row: f"{row['work']:.2f}"),
     Column("seconds", lambda row: f"{row['seconds']:.2f}"),
 ]
 
 
 def main(
-    part: Annotated[str, typer.Option(help="quality, speed, or both")] = "both",
-    lengths: Annotated[str, typer.Option(help="canvases of the speed part, in positions")] = "256,512,1024,2048,4096,8192",
+    part: Annotated[str, typer.Option(help="quality, speed, both, or text (of --model)")] = "both",
+    lengths: Annotated[str, typer.Option(help="canvases of the speed part, answers of the text part, in positions")] = "",
     tile: Annotated[int, typer.Option(help="positions per block in the speed part")] = 128,
     keep: Annotated[float, typer.Option(help="share of blocks kept in the speed part")] = 0.3,
     rounds: Annotated[int, typer.Option(help="times that both kinds have their turn")] = 3,
-    models: Annotated[str, typer.Option(help=f"which of {', '.join(MODELS)}, separated by commas")] = "weak,good",
+    models: Annotated[str, typer.Option(help=f"which of {', '.join(MODELS)}, separated by commas")] = "weak,good,needles",
     prompts: Annotated[int, typer.Option(help="prompts per model")] = 100,
+    context: Annotated[int, typer.Option(help="tokens of a prompt with needles")] = 512,
+    model: Annotated[str, typer.Option(help="checkpoints of the text part, separated by commas")] = "",
+    chars: Annotated[int, typer.Option(help="of the text part: longest piece of code")] = 1800,
+    batches: Annotated[str, typer.Option(help="of the text part: answers decoded together")] = "1",
+    judge: Annotated[str, typer.Option(help="of the text part: autoregressive model that judges code")] = "pocket-code",
+    pictures: Annotated[Path | None, typer.Option(help="of the text part: folder for pictures of quality against speed")] = None,
     seed: Annotated[int, typer.Option(help="of weights, data and intervals")] = 0,
     quick: Annotated[bool, typer.Option(help="contexts up to 1,024, one round, weak model, 30 prompts")] = False,
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print the tables, and write a record with --json."""
     console = Console(width=190)
-    sizes = [256, 512, 1024] if quick else [int(length) for length in lengths.split(",")]
     names, count, turns = (["weak"], 30, 1) if quick else (models.split(","), prompts, rounds)
     try:
+        sizes = (256, 512, 1024) if quick else numbers(lengths or ("64" if part == "text" else "256,512,1024,2048,4096,8192"))
+        if part not in PARTS:
+            raise typer.BadParameter(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+        if part == "text" or model:
+            if not model:
+                raise typer.BadParameter("part text needs --model, a diffusion model with a tokenizer such as pocket-dlm")
+            asking = TextSettings(sizes, numbers(batches), count, chars, turns, seed, judge)
+            report_text(console, model.split(","), TEXT, asking, name="sparsed", json=json, pictures=pictures)
+            return
         if unknown := [name for name in names if name not in MODELS]:
             raise typer.BadParameter(f"unknown model {unknown[0]!r}; known: {', '.join(MODELS)}")
         speed: list[dict[str, Any]] = []
@@ -301,7 +227,7 @@ def main(
         if part in ("both", "quality"):
             for name in names:
                 with console.status(f"training and asking the model of {name}"):
-                    quality.extend(quality_rows(sorting(name, count, seed), seed))
+                    quality.extend(quality_rows(task_of(name, count, seed, context), seed))
             console.print(render_table("static, one position per step; 95 % bootstrap intervals over prompts", QUALITY, quality))
         if json is not None:
             settings = {

@@ -149,6 +149,18 @@ def test_selections_differ_as_described() -> None:
     assert (pattern_of(query, keys, 40, keep=1.0, select="reference").density) == 1
 
 
+def test_heads_that_share_keys_may_share_a_pattern() -> None:
+    """The union of what each would read; its lists differ in length, and every kernel follows it."""
+    query, keys, values = drawn(61, 2)
+    apart = pattern_of(query, keys, 20)
+    joint = choose_pattern(query, keys, 20, tile=8, keep=0.4, scale=SCALE, shared=True)
+    assert torch.equal(joint.kept.view(2, 2, 8, 8)[:, 0], apart.kept.view(2, 2, 8, 8).any(1))
+    assert torch.equal(joint.kept[0], joint.kept[1])
+    assert joint.density > apart.density
+    for kernel in KERNELS:
+        assert (block_sparse(query, keys, values, joint, SCALE, kernel) - plainly(query, keys, values, joint.expanded())).abs().max() < 1e-5
+
+
 def test_patterns_that_look_at_no_attention() -> None:
     """As dense as isolated selection, whatever queries and keys are: the nearest blocks, or a tenth of them from the beginning."""
     query, keys, _ = drawn(320)

@@ -187,6 +187,7 @@ def test_method_lists() -> None:
     assert split_methods("draft-model:length=2+prompt-lookup:length=3,max_ngram=4") == (
         "draft-model:length=2+prompt-lookup:length=3,max_ngram=4",
     )
+    assert split_methods("auto; static:block=8,cache=dual;none;") == ("auto", "static:block=8,cache=dual", "none")
 
 
 def test_tables_and_pictures(tmp_path: Path) -> None:

@@ -81,5 +81,21 @@ def test_malformed_options_are_named(toy: Method, text: str, complaint: str) -> 
         parse(text)[0].config()
 
 
+def test_a_method_without_options_says_so() -> None:
+    with pytest.raises(UsageError, match="'none' has no option 'foo'; it has no options at all"):
+        parse("none:foo=1")[0].config()
+
+
+def test_a_value_out_of_range_is_said_in_the_words_of_its_method() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("prompt-lookup:length=-3")[0].config()
+    assert str(caught.value) == "prompt-lookup: length=-3 must be >= 0"
+
+
+def test_a_method_is_named_by_a_text() -> None:
+    with pytest.raises(UsageError, match="method=None must be a text"):
+        parse(None)  # type: ignore[arg-type]
+
+
 def test_defaults_need_no_options(toy: Method) -> None:
     assert parse("toy")[0].config() == Toy.Config()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf, nan
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paceline.core.errors import UsageError
@@ -30,6 +31,19 @@ from paceline.core.sampling import Sampling
         ("no_repeat_ngram", -2),
         ("n", 0),
         ("logprobs", -1),
+        ("temperature", None),
+        ("temperature", "hot"),
+        ("top_k", 2.5),
+        ("top_k", "3"),
+        ("top_p", [0.5]),
+        ("no_repeat_ngram", 1.5),
+        ("seed", 1.5),
+        ("seed", None),
+        ("n", 2.5),
+        ("logprobs", 2.5),
+        ("logit_bias", [3]),
+        ("logit_bias", {"a": 1.0}),
+        ("logit_bias", {3: "x"}),
     ],
 )
 def test_a_value_out_of_range_is_named(option: str, value: Any) -> None:
@@ -40,6 +54,10 @@ def test_a_value_out_of_range_is_named(option: str, value: Any) -> None:
 
 def test_limits_of_the_ranges_are_allowed() -> None:
     Sampling(temperature=0, top_k=0, top_p=1, min_p=1, repetition_penalty=1e-3, presence_penalty=-2, frequency_penalty=-2, logprobs=0)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    Sampling(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint32(7), logit_bias={np.int64(3): np.float64(-1)})
 
 
 def test_the_default_is_plain_greedy() -> None:

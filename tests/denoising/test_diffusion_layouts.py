@@ -46,7 +46,7 @@ def test_logits_equal_an_independent_implementation(tmp_path: Path, layout: str,
     if pack:
         decoder.pack()
     found = logits(decoder, IDS, block=BLOCK if layout == "sdar" else None)
-    torch.testing.assert_close(found.double(), Reference(layout)(IDS), rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.double(), Reference(layout)(IDS), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["llada", "dream"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,13 @@ import pytest
 import torch
 from diffusion_models import MASK, Make, Reference, write
 from torch import Tensor
+from witnesses import Listening, watch
 
 from paceline.bench.audit.certificate import Outcome
 from paceline.bench.audit.run import run_audit
-from paceline.core.batch import MemoryView
 from paceline.core.errors import UsageError
-from paceline.denoising.canvas import Canvas, Flags
-from paceline.denoising.dkv import Delayed, Ordered, around
-from paceline.denoising.policies import Look
+from paceline.denoising.canvas import Canvas
+from paceline.denoising.dkv import Delayed
 from paceline.engine.llm import LLM
 
 PROMPTS = [list(range(3, 13)), [4, 9], [30, 31, 32, 5, 6]]
@@ -26,33 +25,6 @@ DKV = ("dkv-decode", "dkv-prefill", "dkv-pd")
 
 def ids(llm: LLM, length: int = 24) -> list[list[int]]:
     return [output.token_ids for output in llm.generate(PROMPTS, max_tokens=length, ignore_eos=True)]
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A policy that writes down every look: step in its block, open positions, positions fed, and the memory's keys before the forward."""
-
-    policy: Delayed | Ordered
-    memory: object = None
-    anew: bool = True
-    seen: list[tuple[int, Flags, list[int]]] = field(default_factory=list)
-    keys: list[Tensor] = field(default_factory=list)
-
-    def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
-        look = self.policy.look(canvas, view, room)
-        self.seen.append((canvas.step, canvas.open.copy(), list(look.positions)))
-        if self.memory is not None:
-            slots = [slot for low, high in view.runs(canvas.length) for slot in range(low, high)]
-            self.keys.append(self.memory.keys[-1][slots].clone())  # type: ignore[attr-defined]
-        return look
-
-
-def watch(llm: LLM, **changes: object) -> Watched:
-    """Put a witness into an engine, with fields of its policy changed."""
-    denoiser = llm.engine.denoiser
-    watched = Watched(replace(denoiser.policy, **changes), llm.runner.memory)
-    llm.engine.denoiser = replace(denoiser, policy=watched)
-    return watched
 
 
 def closed_form(prompt: int, length: int, block: int, refresh: int) -> int:
@@ -151,20 +123,25 @@ def test_keys_and_values_are_those_of_the_last_forward_that_fed_them(make: Make,
     assert changed > 0
 
 
-def test_stored_keys_are_of_the_token_not_of_the_mask(make: Make, references: dict[str, Reference]) -> None:
-    """Entry by entry against an independent forward over the same rows; without delay they are those of the mask."""
+@pytest.mark.parametrize("delay", [True, False])
+def test_what_is_stored_is_of_the_token_not_of_the_mask(make: Make, references: dict[str, Reference], delay: bool) -> None:
+    """Keys and values of all layers against an independent forward over the rows that the page says; without delay they are others."""
     llm = make("llada", "static:block=8,cache=dkv-decode,refresh=100")
-    watched = watch(llm)
+    watched = watch(llm, delay=delay)
     (output,) = llm.generate(PROMPTS[:1], max_tokens=8, ignore_eos=True)
-    reference, store = references["llada"], None
+    reference, store, worst = references["llada"], None, 0.0
     final = [*PROMPTS[0], *output.token_ids]
-    for number, ((_, is_open, fed), keys) in enumerate(zip(watched.seen[1:], watched.keys[1:], strict=False)):
-        state, earlier = watched.seen[number][1:]
+    for number, layers in enumerate(watched.layers[1:]):
+        state = watched.seen[number][1]
+        earlier = watched.seen[number - 1][1] if number else state
+        fed = list(range(len(final))) if number < 2 else np.flatnonzero(earlier).tolist()  # what was decided before the last step is not
         canvas = [MASK if state[at] else final[at] for at in range(len(final))]
-        _, store = reference.partial(canvas, earlier, store)
-        assert torch.allclose(keys, store[-1][0], atol=1e-9)
-        assert is_open.sum() == state.sum() - 1
-        assert fed
+        _, store = reference.partial(canvas, fed, store)
+        if delay:
+            assert watched.seen[number][2] == fed
+        for own, expected in zip(layers, store, strict=True):
+            worst = max(worst, *(float((mine - other).abs().max()) for mine, other in zip(own, expected, strict=True)))
+    assert worst < 1e-9 if delay else worst > 1e-2
 
 
 def test_the_order_of_keys_does_not_matter() -> None:
@@ -184,43 +161,28 @@ def test_the_order_of_keys_does_not_matter() -> None:
     assert (outs[0] - with_other_values).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("center", ["prev", "next"])
-@pytest.mark.parametrize("per_step", [1, 2])
-def test_rows_of_greedy(make: Make, center: str, per_step: int) -> None:
-    """What the last step decided, what this one decides, and a window of masked positions around one of them."""
-    for window in (0, 3):
-        options = f"block=8,algorithm=random,per_step={per_step},refresh=4,dkv_window={window},dkv_center={center}"
-        llm = make("llada", f"static:cache=dkv-greedy,{options}")
-        watched = watch(llm)
+def test_usual_numbers(make: Make) -> None:
+    """8 steps between refreshes, 4 in Dream's layout; 2 for Greedy, with a window of 4 masked positions around the last decision."""
+    for layout, cache, refresh in (("llada", "decode", 8), ("llada", "pd", 8), ("dream", "decode", 4), ("dream", "pd", 4)):
+        policy = make(layout, f"static:cache=dkv-{cache}").engine.denoiser.policy
+        assert (policy.refresh, policy.hold, policy.delay) == (refresh, cache == "pd", True)
+        assert policy.shifted == (None if layout == "llada" else "both")
+    policy = make("llada", "static:algorithm=random,cache=dkv-greedy").engine.denoiser.policy
+    assert (policy.refresh, policy.window, policy.center, policy.walk) == (2, 4, "prev", "masked")
+
+
+@pytest.mark.parametrize("layout", ["llada", "dream"])
+def test_renewed_in_every_step_logits_are_those_without_a_cache(make: Make, layout: str) -> None:
+    """Bit for bit in float64; the control is one step without."""
+    found = {}
+    for name, options in (("none", ""), ("each", ",cache=dkv-decode,refresh=1"), ("second", ",cache=dkv-decode,refresh=2")):
+        llm = make(layout, f"static:block=8{options}")
+        seen: list[Tensor] = []
+        llm.engine.denoiser = replace(llm.engine.denoiser, hooks=Listening(seen))
         llm.generate(PROMPTS[:1], max_tokens=24, ignore_eos=True)
-        looks = [*watched.seen, (0, np.zeros(34, dtype=bool), [])]
-        for (_, before, _), (step, now, fed), (_, after, _) in zip(looks, looks[1:], looks[2:], strict=False):
-            if step % 4 == 0:
-                assert len(fed) == 34
-                continue
-            late, coming = set(np.flatnonzero(before & ~now)), set(np.flatnonzero(now & ~after))
-            beside = set(fed) - late - coming
-            assert late | coming <= set(fed)
-            assert all(now[at] for at in beside)
-            assert len(beside) == min(window * per_step, int(now.sum()) - per_step)
-            assert beside == around(now, sorted(late if center == "prev" else coming), late | coming, window)
-
-
-def test_windows_walk_outwards_over_masked_positions() -> None:
-    masked = np.array([0, 1, 1, 0, 0, 1, 1, 1], dtype=bool)
-    assert around(masked, [4], set(), 1) == {5}
-    assert around(masked, [4], set(), 2) == {5, 2}  # two away on both sides: left first
-    assert around(masked, [4], set(), 3) == {5, 2, 6}
-    assert around(masked, [4], {5}, 2) == {2, 6}
-    assert around(masked, [4, 3], set(), 2) == {5, 2, 1, 6}
-    assert around(masked, [4], set(), 99) == {1, 2, 5, 6, 7}
-
-
-def test_greedy_feeds_few_rows(make: Make) -> None:
-    """At most two, a window and the refreshes: the closed form of one position per step, window 4."""
-    (output,) = make("llada", "static:block=8,algorithm=random,cache=dkv-greedy").generate(PROMPTS[:1], max_tokens=24, ignore_eos=True)
-    last = sum(2 + min(4, 8 - step - 1) for step in (1, 3, 5, 7))  # in the last block masks run out
-    assert output.stats.rows == 3 * 4 * 34 + 2 * 4 * 6 + last
+        found[name] = seen
+    assert all(torch.equal(one, other) for one, other in zip(found["none"], found["each"], strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(found["none"], found["second"], strict=True))
 
 
 def test_prefill_computes_the_prompt_once(make: Make) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusion_models import BLOCK, Make
+from diffusion_models import BLOCK, Make, write
 
+from paceline.bench.sort_reverse import Training, train
 from paceline.core.errors import CheckpointError, UsageError
 from paceline.denoising.guesses import Guesses
-from paceline.denoising.learn2pd_filter import Feature, Filter, FilterFacts, load_filter, save_filter
+from paceline.denoising.learn2pd_filter import Feature, Filter, FilterFacts, file_name, load_filter, save_filter
 from paceline.engine.identity import model_identity
 from paceline.engine.llm import LLM
+from paceline.engine.load import load
 
 PROMPTS = [list(range(3, 13)), [4, 9], [30, 31, 32, 5, 6]]
 SIZE = 8
@@ -131,9 +133,49 @@ def test_files_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["filter.safetensors"]
 
 
+def test_the_filter_beside_a_model_needs_no_name(tmp_path: Path) -> None:
+    """One per block size; what is missing is said, with what there is instead."""
+    folder = write(tmp_path / "llada", "llada")
+    plain = load(folder, dtype="float64", device="cpu", kv_tokens=2048)
+    model = model_identity(plain.runner.decoder)
+    with pytest.raises(CheckpointError, match=r"no filter for blocks of 32 lies beside the model.*paceline train learn2pd MODEL"):
+        load(plain, "learn2pd")
+    save_filter(constant(0.0, model), folder / file_name(SIZE))
+    save_filter(constant(3.0, model, 32), folder / file_name(32))
+    for where in (plain, folder):  # engines on the same weights, and models loaded anew
+        llm = load(where, f"learn2pd:block={SIZE}", dtype="float64", device="cpu", kv_tokens=2048)
+        assert ids(llm) == ids(load(plain, f"static:block={SIZE}", device="cpu", kv_tokens=2048))
+        assert forwards(load(where, "learn2pd", dtype="float64", device="cpu", kv_tokens=2048)) == len(PROMPTS)
+        drafting = load(where, f"freedave:block={SIZE},filter=model", dtype="float64", device="cpu", kv_tokens=2048)
+        assert drafting.engine.denoiser.rule.filter.facts == llm.engine.denoiser.rule.filter.facts
+        assert drafting.engine.denoiser.rule.threshold == 0.9
+    with pytest.raises(CheckpointError, match=r"blocks of 16 .*; there is learn2pd-32.safetensors, learn2pd-8.safetensors"):
+        load(plain, "learn2pd:block=16")
+    save_filter(constant(0.0, "another", 16), folder / file_name(16))
+    with pytest.raises(CheckpointError, match="trained for another model"):
+        load(plain, "learn2pd:block=16")
+
+
+def test_as_many_as_a_static_schedule(make: Make, name: str, tmp_path: Path) -> None:
+    """A filter that accepts nothing leaves what static decoding in so many steps decides; with more steps than tokens, one per step."""
+    file = written(constant(0.0, name), tmp_path)
+    for steps in (3, 6, 9, 24):
+        llm, static = (make("llada", f"{method},block={SIZE},steps={steps}") for method in (f"learn2pd:filter={file}", "static:per_step=1"))
+        assert ids(llm) == ids(static)
+        assert forwards(llm) == steps * len(PROMPTS)
+    assert forwards(make("llada", f"learn2pd:filter={file},block={SIZE},steps=48")) == 24 * len(PROMPTS)
+    with pytest.raises(UsageError, match="cannot be shared evenly"):
+        ids(make("llada", f"learn2pd:filter={file},block={SIZE},steps=7"))
+
+
 def test_filters_that_do_not_fit_are_refused(make: Make, name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="paceline train learn2pd"):
+    with pytest.raises(CheckpointError, match="paceline train learn2pd"):
         make("llada", "learn2pd")
+    with pytest.raises(UsageError, match="not loaded from a folder"):
+        load(train(Training(steps=1, sequences=8)), "learn2pd", device="cpu", kv_tokens=64)
+    for options in ("filter=", "per_step=0", "per_step=2,steps=4", "steps=-1"):
+        with pytest.raises(UsageError, match=options.split("=")[0]):
+            make("llada", f"learn2pd:{options}")
     with pytest.raises(CheckpointError, match="does not exist; make it with `paceline train learn2pd"):
         make("llada", f"learn2pd:filter={tmp_path / 'none'}")
     file = written(constant(0.0, "another"), tmp_path)

@@ -12,9 +12,21 @@ from paceline.core.errors import UsageError
 from paceline.denoising.canvas import Canvas, Flags
 from paceline.denoising.guesses import Guesses
 from paceline.denoising.localleap import Leap, LocalLeapConfig, distances
-from paceline.denoising.localleap_calibration import Predictions, Watch, by_distance, consistency, predictions, suggested
+from paceline.denoising.localleap_calibration import (
+    Predictions,
+    Setting,
+    Watch,
+    best_setting,
+    by_distance,
+    consistency,
+    joined,
+    predictions,
+    suggested,
+)
 from paceline.denoising.rules import Threshold
+from paceline.engine.llm import LLM
 from paceline.engine.output import Output
+from paceline.training.localleap import watch
 
 PROMPTS = [list(range(3, 13)), [4, 9], [30, 31, 32, 5, 6]]
 EOS = 2
@@ -185,6 +197,46 @@ def test_a_watched_rule_decides_as_it_would(make: Make) -> None:
         [float(found.final[found.distance == away].mean()) if (found.distance == away).any() else np.nan for away in range(1, 8)],
         nan_ok=True,
     )
+
+
+def test_a_radius_of_a_whole_block_relaxes_all_of_it_or_nothing() -> None:
+    """Wherever an anchor is, the relaxed threshold holds for the block; without one, one token is decided."""
+    random = np.random.default_rng(3)
+    seen = set()
+    for _ in range(200):
+        guesses, canvas = state(random)
+        threshold = float(random.uniform(0.6, 1.0))
+        anchored = bool((np.exp(guesses.logprob) >= threshold).any())
+        seen.add(anchored)
+        expected = Threshold(0.5 * threshold) if anchored else Threshold(2.0)
+        assert (Leap(threshold, 0.5 * threshold, 12).choose(guesses, canvas) == expected.choose(guesses, canvas)).all()
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("layout", ["llada", "sdar"])
+def test_what_is_watched_does_not_depend_on_the_batch(loaded: dict[str, LLM], layout: str) -> None:
+    done: list[int] = []
+    block = None if layout == "sdar" else 8
+    together = watch(loaded[layout], PROMPTS, 16, block=block, anchor=0.3, batch=2, report=done.append)
+    alone = joined([watch(loaded[layout], [prompt], 16, block=block, anchor=0.3) for prompt in PROMPTS])
+    assert done == [2, 3]
+    assert sorted(together.distance) == sorted(alone.distance)
+    np.testing.assert_allclose(np.sort(together.confidence), np.sort(alone.confidence), atol=1e-12)
+    assert together.final.sum() == alone.final.sum()
+    with pytest.raises(UsageError, match="leaves no room for 300 more"):
+        watch(loaded[layout], PROMPTS, 300)
+
+
+def test_the_best_setting() -> None:
+    """Reliable next to anchors alone, or everywhere, or nowhere."""
+    chance, away = np.tile(np.linspace(0.5, 0.89, 40), 2), np.repeat([1.0, 2.0], 40)
+    near, everywhere = away == 1, np.ones(80, dtype=bool)
+    assert best_setting(Predictions(chance, away, near), 0.9, 0.0) == Setting(1, 0.5, 40, 0.0)
+    assert best_setting(Predictions(chance, away, everywhere), 0.9, 0.0) == Setting(2, 0.5, 80, 0.0)
+    assert best_setting(Predictions(chance, away, ~everywhere), 0.9, 0.0) is None
+    found = best_setting(Predictions(chance, away, near | (chance > 0.7)), 0.9, 0.1)
+    assert found is not None
+    assert (found.radius, found.count, found.wrong) == (2, 46, 4 / 46)  # 38 above 0.7, then pairs of which one is wrong
 
 
 def test_suggested_thresholds() -> None:

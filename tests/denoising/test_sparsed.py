@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusion_models import HEADS, LAYERS, MASK, Make, write
+from diffusion_models import HEADS, KV_HEADS, LAYERS, MASK, Make, write
 
 from paceline.attention.sparse_pattern import choose_pattern
 from paceline.bench.audit.certificate import Outcome
 from paceline.bench.audit.run import run_audit
 from paceline.core.errors import UsageError
+from paceline.core.request import Sequence
 from paceline.denoising import sparsed
 from paceline.denoising.canvas import Canvas
 from paceline.denoising.schedule import DreamSteps, EvenSteps, PerStep
@@ -105,14 +106,16 @@ def test_patterns_are_those_of_the_model_at_that_step(make: Make, monkeypatch: p
     taps = TapRequest(queries=frozenset(range(LAYERS)), keys_values=frozenset(range(LAYERS)))
     batch = ForwardBatch(state, range(len(state)), [Segment(view, len(state), canvas=len(state))], taps=taps)
     found = llm.runner.forward(batch).taps
+    differs = False
     for layer, own in patterns.layers.items():
         query, keys = found.queries[layer], found.keys_values[layer][0]
         scale = query.shape[-1] ** -0.5
         again = choose_pattern(query, keys, 37, tile=4, keep=0.3, scale=scale)
         assert torch.equal(own.kept, again.kept)
         wrong = choose_pattern(query, keys, 37, tile=4, keep=0.3, scale=HEADS**-0.5)  # as released code for LLaDA scales
-        assert own.kept.shape == wrong.kept.shape
+        differs |= not torch.equal(own.kept, wrong.kept)
         assert not torch.equal(own.kept[0], own.kept[1])
+    assert differs
 
 
 def test_attention_kept_is_more_than_a_window_keeps(make: Make) -> None:
@@ -150,6 +153,50 @@ def test_attention_kept_is_more_than_a_window_keeps(make: Make) -> None:
         own.append((weights * pattern.expanded()).sum(-1).mean())
         band.append((weights * window.expanded()).sum(-1).mean())
     assert sum(own) > sum(band)
+
+
+def test_one_pattern_for_heads_that_share_keys(make: Make) -> None:
+    """They read what any of them would: more blocks, and never fewer than each would alone."""
+    found = {}
+    for heads in ("query", "kv"):
+        llm = make("dream", f"static:block=8,{SPARSE},sparse_skip=0,sparse_heads={heads}")
+        canvases = started(llm)
+        llm.generate(PROMPTS[:1], max_tokens=24, ignore_eos=True)
+        (found[heads],) = canvases[0].patterns.values()
+    for layer, joint in found["kv"].layers.items():
+        apart = found["query"].layers[layer]
+        pairs = joint.kept.view(KV_HEADS, HEADS // KV_HEADS, *joint.kept.shape[1:])
+        assert torch.equal(pairs[:, 0], pairs[:, 1])
+        assert torch.equal(pairs[:, 0], apart.kept.view_as(pairs).any(1)) or layer  # later layers have seen other inputs
+    assert found["kv"].density > found["query"].density
+
+
+def test_guidance_with_patterns_in_common(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canvas with the prompt chooses, the other one follows it; each has its own otherwise."""
+    outputs = {}
+    for guided, owners, choices in (("own", 2, 2), ("shared", 1, 1)):
+        calls = counted(monkeypatch)
+        llm = make("llada", f"static:block=8,guidance=1.5,{SPARSE},sparse_guided={guided}", max_rows=130)
+        canvases = started(llm)
+        outputs[guided] = [output.token_ids for output in llm.generate(PROMPTS[:2], max_tokens=24, ignore_eos=True)]
+        assert [len(canvas.patterns) for canvas in canvases] == [owners] * 2
+        assert sum(call.startswith("Choosing") for call in calls) == 2 * choices * LAYERS
+        assert sum(call.startswith("Following") for call in calls) == 2 * 2 * 19 * LAYERS
+        monkeypatch.undo()
+    assert outputs["own"] != outputs["shared"]
+
+
+def started(llm: LLM) -> list[Canvas]:
+    """Canvases that an engine will start."""
+    found: list[Canvas] = []
+    plain = llm.engine.scheduler.start
+
+    def start(sequence: Sequence) -> Canvas:
+        found.append(plain(sequence))
+        return found[-1]
+
+    llm.engine.scheduler.start = start
+    return found
 
 
 def test_what_is_planned() -> None:
@@ -217,7 +264,7 @@ def test_the_audit_measures_it(tmp_path: Path) -> None:
         ("llada", "static:attention=sparsed,sparse_keep=1.5", "sparse_keep"),
         ("llada", "static:attention=sparsed,sparse_skip=-1", "sparse_skip"),
         ("sdar", "static:attention=sparsed", "attention=dense"),
-        ("llada", "freedave:attention=sparsed", "attention"),
+        ("llada", "freedave:attention=sparsed,mode=tree", "mode"),
         ("llada", "freedave:cache=dkv-decode", "cache"),
     ],
 )

@@ -40,6 +40,7 @@ class Scripted:
     def __init__(self, seconds: float, tokens: int) -> None:
         self.seconds, self.tokens, self.steps, self.released, self.forgotten = seconds, tokens, 0, 0, 0
         self.draft: list[int] = []
+        self.right = True
 
     def propose(self, sequences, limits):  # type: ignore[no-untyped-def]
         self.steps += 1
@@ -69,7 +70,8 @@ def run(chooser: Auto, clock: Clock, steps: int, batch: int = 1) -> list[int]:
         part = chooser.parts[chooser._running]
         ran.append(chooser._running)
         clock.now += part.seconds  # type: ignore[attr-defined]
-        chooser.observe(members, trees, [Verdict((), (5,) * part.tokens)] * batch, Taps())  # type: ignore[attr-defined]
+        accepted = tuple(range(1, len(trees[0]))) if part.right else ()  # type: ignore[attr-defined]
+        chooser.observe(members, trees, [Verdict(accepted, (5,) * part.tokens)] * batch, Taps())  # type: ignore[attr-defined]
     return ran
 
 
@@ -126,7 +128,14 @@ def test_a_part_without_drafts_is_asked_less_often(clock: Clock) -> None:
     part.draft = [7, 8]
     part.steps = 0
     run(chooser, clock, REST + 20)
-    assert part.steps >= 20, "as soon as it has something, it is asked at every step"
+    assert part.steps >= 20, "as soon as something is accepted, it is asked at every step"
+
+
+def test_drafts_that_are_never_accepted_are_asked_for_less_often(clock: Clock) -> None:
+    part = Scripted(1.0, 1)
+    part.draft, part.right = [7, 8], False
+    run(Auto([part]), clock, PATIENCE + 10 * REST)
+    assert part.steps == PATIENCE + 5 + 9
 
 
 def test_every_part_is_released_forgets_and_is_counted(clock: Clock) -> None:

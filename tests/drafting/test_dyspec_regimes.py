@@ -24,6 +24,15 @@ def test_a_calibrated_draft_favours_dynamic_trees(sources: tuple[Regime, Regime,
     assert dyspec > 1.1 * tree > 1.1 * chain
 
 
+def test_independent_draws_waste_nodes_on_repetitions(sources: tuple[Regime, Regime, Regime]) -> None:
+    """SpecInfer's rule beside the one without replacement, on one shape."""
+    with_replacement, without = (
+        sum(compare(regime, 250, only=(name,))[name].tokens_per_call for regime in sources)
+        for name in ("4x3x2x1 tree, with replacement", "4x3x2x1 tree")
+    )
+    assert without > 1.1 * with_replacement
+
+
 def test_an_overconfident_draft_favours_the_fixed_tree_until_calibrated(sources: tuple[Regime, Regime, Regime]) -> None:
     dyspec, calibrated, tree, _ = rates(sources[1])
     assert dyspec < tree

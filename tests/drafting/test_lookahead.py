@@ -10,6 +10,7 @@ from lookahead_games import VOCABULARY, cycle, drafted, lookahead, paths, play
 from paceline.core.errors import UsageError
 from paceline.core.registry import parse
 from paceline.core.request import FinishReason, Request, Sequence
+from paceline.core.rng import key
 from paceline.drafting.base import DraftLimits
 from paceline.drafting.lookahead.select import best_first, side_by_side
 from paceline.drafting.lookahead.trie import Forest
@@ -99,6 +100,19 @@ def test_stop_words_are_no_query_by_themselves_and_root_nothing() -> None:
     assert len(drafted(drafter, [9, 2])) == 1
     assert paths(drafted(drafter, [1, 2])) == {(5,), (5, 6), (5, 6, 2), (5, 6, 2, 7)}
     assert 2 not in drafter.stores[""].trees  # type: ignore[union-attr]
+    assert paths(drafted(drafter, [2, 40, 41, 2, 40])) == {(41,), (41, 2), (41, 2, 40)}  # in prompts they do
+
+
+def test_trees_are_accepted_at_least_as_much_as_branches_side_by_side_and_these_as_one_branch() -> None:
+    """At equal decoding_length, warm, on text where every token has a few likely continuations."""
+    target = lambda answer: lambda tokens: 10 * (len(tokens) % 15) + key(answer, len(tokens)) % 3  # noqa: E731
+    steps = {}
+    for shape in ("hier", "par", "one"):
+        drafter = lookahead(mode=f"{shape}_output", branch_length=6, decoding_length=16)
+        for answer in range(30):
+            play(drafter, [7], 45, target(answer))
+        steps[shape] = sum(len(play(drafter, [7], 45, target(answer))[1]) for answer in range(100, 110))
+    assert steps["hier"] < steps["par"] < steps["one"] < 450
 
 
 def test_tenants_never_see_one_another() -> None:

@@ -90,6 +90,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             drafter.load(tmp_path / "bad")
 
     wrong(**{"0_probs": arrays["0_probs"] * 3})
+    wrong(**{"0_probs": arrays["0_probs"] * 0})
     wrong(**{"0_ids": arrays["0_ids"] + 90})
     wrong(**{"0_length": arrays["0_length"] + 1})
     wrong(head=np.array(json.dumps({"format": 1})))

@@ -25,6 +25,7 @@ def test_interruption_exits_with_130_without_traceback() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # shells let background jobs ignore it
     )
     time.sleep(3)  # it now waits for its prompt
     process.send_signal(signal.SIGINT)

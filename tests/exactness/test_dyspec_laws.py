@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from law_enumeration import PROMPT, Rows, Trees, distance_to_plain, first_two, second_order
+from table_laws import DRAFT, TARGET, deviation
 
 from paceline.bench.chains import Outcome, TableRunner, simulate
 from paceline.core.request import Request, Sequence
 from paceline.core.sampling import Sampling
 from paceline.core.tree import TokenTree
 from paceline.drafting.base import Drafter, DraftLimits
+from paceline.drafting.draft_model import DraftModel, DraftModelConfig
 from paceline.drafting.dyspec import DySpec, DySpecConfig
 from paceline.drafting.dyspec_growth import Bounds, Grower, Odds, Pick, Urn, ValueGrowth, best_first, draft_odds, layered, seedling
 from paceline.drafting.dyspec_learning import AcceptanceCurve
@@ -156,20 +158,12 @@ def test_catches_a_proposal_of_another_temperature() -> None:
 
 # Whole sequences: drafter, draft memory and verifier together, on tables.
 
-WIDE = 6
-
-
-def table(seed: int, scale: float = 0.6) -> torch.Tensor:
-    return scale * torch.randn(WIDE, WIDE, WIDE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-TARGET = table(1)
-DRAFT = TARGET + table(2, 0.5)
 DRAFTERS: dict[str, Callable[[TableRunner], Drafter]] = {
     "threshold": lambda runner: DySpec(DySpecConfig(budget=6), runner, frozenset()),
     "budget": lambda runner: DySpec(DySpecConfig(budget=4, mode="budget"), runner, frozenset()),
     "calibrated": lambda runner: DySpec(DySpecConfig(budget=6, value="calibrated"), runner, frozenset()),
     "sequoia": lambda runner: Sequoia(SequoiaConfig(nodes=6), runner, frozenset()),
+    "with replacement": lambda runner: DraftModel(DraftModelConfig(2, "3x2", replacement=True), runner, frozenset()),
 }
 
 
@@ -178,21 +172,6 @@ def decode(name: str, sampling: Sampling, tokens: int, sequences: int, target: t
     outcome = simulate(target, DRAFTERS[name](runner), sampling, tokens=tokens, sequences=sequences)
     assert runner.admitted == 0
     return outcome
-
-
-def deviation(output: list[list[int]], tokens: int, law: torch.Tensor) -> float:
-    """Chi-square of 3-grams given their first two tokens, in standard deviations above its mean."""
-    counts = torch.zeros(WIDE, WIDE, WIDE, dtype=torch.float64)
-    for sequence in output:
-        text = [0, 1, *sequence[:tokens]]
-        for a, b, c in zip(text, text[1:], text[2:], strict=False):
-            counts[a, b, c] += 1
-    expected = counts.sum(-1, keepdim=True) * law
-    usable = expected.amin(-1) >= 5
-    assert usable.sum() > WIDE  # of the contexts
-    statistic = ((counts - expected) ** 2 / expected)[usable].sum().item()
-    freedom = int(usable.sum()) * (WIDE - 1)
-    return (statistic - freedom) / (2 * freedom) ** 0.5
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -256,6 +235,23 @@ def test_draws_and_choices_share_the_greedy_output() -> None:
     first, second = (simulate(TARGET, drafter, Sampling(), tokens=100) for drafter in (drawn, chosen))
     assert first.output[0][:100] == second.output[0][:100]
     assert second.tokens_per_call >= first.tokens_per_call
+
+
+def test_a_larger_budget_only_adds_nodes() -> None:
+    """Page item 4 for the whole drafter, with its own random numbers; up to the budget of an offloaded target."""
+
+    def grown(budget: int) -> list[tuple[int, int]]:
+        drafter = DySpec(DySpecConfig(budget=budget, mode="budget"), TableRunner(DRAFT), frozenset())
+        member = Sequence(0, Request(PROMPT, Sampling(temperature=1.0, seed=9), max_tokens=2000))
+        (tree,) = drafter.propose([member], [DraftLimits(1000, 1000)])
+        growth = drafter._drafts[0].growth
+        assert len(tree) == 1 + budget
+        assert max(growth.depth) <= 32
+        return list(zip(growth.token, growth.parent, strict=True))
+
+    largest = grown(768)
+    for budget in (1, 2, 3, 7, 40):
+        assert grown(budget) == largest[: budget + 1]
 
 
 def test_draft_calls_are_reported() -> None:

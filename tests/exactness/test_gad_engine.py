@@ -11,6 +11,7 @@ from torch import Tensor
 
 import paceline
 from paceline.core.errors import UsageError
+from paceline.core.request import Request
 from paceline.core.rng import key
 from paceline.core.sampling import Sampling
 from paceline.engine.llm import LLM
@@ -80,13 +81,38 @@ def engines(seed: int, asked: list[list[int]], tokens: int, slips: int, method: 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_output_is_that_of_greedy_decoding(seed: int) -> None:
-    """Random sources in float64, batched; the length limit falls into accepted runs (13 is no multiple of anything here)."""
-    asked = sources(170, seed)
+    """500 random sources in float64, batched; the length limit falls into accepted runs (13 is no multiple of anything here)."""
+    asked = sources(500, seed)
     _, gad, wanted = engines(seed, asked, 13, slips=150)
     outputs = gad.generate(asked, max_tokens=13)
     assert [output.token_ids for output in outputs] == wanted
     assert sum(output.stats.forwards for output in outputs) < 0.6 * sum(map(len, wanted))  # and drafts were accepted
+    assert any(output.stats.accepted < output.stats.drafted for output in outputs)  # and not all of them
+    cut = [output for output in outputs if len(output.token_ids) == 13 and 1 < output.stats.runs[-1] < 6]
+    assert len(cut) > 50  # the limit ended what would have gone on
     assert any(len(ids) < 13 for ids in wanted) or any(len(set(ids)) > 3 for ids in wanted)
+
+
+def test_caches_after_every_step() -> None:
+    """Own keys: all tokens but the pending one. Keys of the source: the very same memory, unchanged, from first to last."""
+    asked = sources(12, 8)
+    _, gad, _ = engines(2, asked, 16, slips=150)
+    for source in asked:
+        gad.engine.submit(Request(gad.runner.decoder.config.start, max_tokens=16, source=tuple(source), ignore_eos=True))
+    first: dict[int, list[tuple[int, Tensor]]] = {}
+    steps = 0
+    while not gad.engine.idle:
+        gad.engine.step()
+        for active in gad.engine.scheduler.running:
+            sequence, cross = active.sequence, active.memory.cross
+            assert cross is not None
+            assert active.memory.length == len(sequence.tokens) - 1
+            tensors = [*cross.keys, *cross.values]
+            before = first.setdefault(sequence.uid, [(tensor.data_ptr(), tensor.clone()) for tensor in tensors])
+            assert all(tensor.data_ptr() == at and torch.equal(tensor, kept) for tensor, (at, kept) in zip(tensors, before, strict=True))
+            steps += 1
+    assert len(first) == 12
+    assert steps > 24
 
 
 def test_an_untrained_drafter_changes_nothing() -> None:

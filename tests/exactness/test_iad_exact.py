@@ -9,6 +9,7 @@ from paceline.bench.audit.toy_pair import toy_pair
 from paceline.core.request import Request
 from paceline.core.rng import key
 from paceline.core.sampling import Sampling
+from paceline.drafting.iad import SourceIndex
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 
@@ -62,6 +63,25 @@ def test_runs_are_cut_at_eos_and_at_the_limit() -> None:
 def test_options_change_no_token(method: str) -> None:
     asked = sources(64, 5)
     assert outputs(engine(5, method), asked, 20) == outputs(engine(5, "none"), asked, 20)
+
+
+def test_guessing_the_first_of_several_places_costs_rows_and_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why a suffix must be unique: the first occurrence is as correct, and judges wide drafts for nothing."""
+
+    def first_places(index: SourceIndex) -> None:
+        index.ends = {}
+        for size in index.sizes:
+            for end in range(size, len(index.source) + 1):
+                index.ends.setdefault(index.source[end - size : end], end)
+
+    asked = sources(200, 9)
+    plain = outputs(engine(9, "none"), asked, 20)
+    unique = engine(9, "iad").generate(asked, None, 20)
+    monkeypatch.setattr(SourceIndex, "__post_init__", first_places)
+    guessed = engine(9, "iad").generate(asked, None, 20)
+    assert [output.token_ids for output in unique] == [output.token_ids for output in guessed] == plain
+    wasted = [sum(output.stats.drafted - output.stats.accepted for output in found) for found in (unique, guessed)]
+    assert wasted[1] > 1.2 * wasted[0]
 
 
 def test_coupled_samples_are_those_of_plain_sampling() -> None:

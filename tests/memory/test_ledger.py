@@ -13,13 +13,13 @@ from paceline.memory.slots import KVLayout, SlotMemory
 def test_peaks_outlive_what_made_them() -> None:
     ledger = Ledger()
     ledger.add("weights", 100)
-    ledger.add("scratch", 40)
-    ledger.sub("scratch", 30)
+    ledger.add("logits", 40)
+    ledger.sub("logits", 30)
     ledger.add("vision", 20)
-    assert ledger.live["scratch"] == 10
-    assert ledger.peak_bytes() == {**dict.fromkeys(CATEGORIES, 0), "weights": 100, "scratch": 40, "vision": 20, "total": 140}
+    assert ledger.live["logits"] == 10
+    assert ledger.peak_bytes() == {**dict.fromkeys(CATEGORIES, 0), "weights": 100, "logits": 40, "vision": 20, "total": 140}
     ledger.reset_peaks()
-    assert ledger.peak_bytes()["scratch"] == 10
+    assert ledger.peak_bytes()["logits"] == 10
     assert ledger.total_peak == ledger.total == 130
 
 
@@ -31,6 +31,17 @@ def test_a_part_has_no_share_in_the_total() -> None:
     assert (ledger.total, ledger.peak["kv_used"]) == (100, 60)
     with pytest.raises(UsageError, match="already counts"):
         ledger.part("kv")
+
+
+def test_what_passes_leaves_only_peaks() -> None:
+    ledger = Ledger()
+    ledger.add("weights", 100)
+    ledger.passing({"logits": 30, "activations": 20, "scratch": 7})
+    ledger.passing({"logits": 40, "activations": 5, "scratch": 3})
+    assert ledger.total == 100
+    assert set(ledger.live.values()) == {0, 100}
+    assert {name: ledger.peak[name] for name in ("logits", "activations", "scratch")} == {"logits": 40, "activations": 20, "scratch": 7}
+    assert ledger.total_peak == 150, "together, not each at its worst; scratch lies inside the pools"
 
 
 def test_freeing_what_was_never_added_is_an_error() -> None:

@@ -49,12 +49,14 @@ def test_frequencies_of_the_oracle(rule: str, length: int | None) -> None:
 
 def test_table_holds_what_the_formula_says() -> None:
     spec = RopeSpec(theta=100.0, dims=6)
-    cos, sin = RotaryTable(spec, dtype=torch.float64).lookup(torch.tensor([0, 70, 3, 3]))
+    table = RotaryTable(spec, dtype=torch.float64)
+    table.reserve(71)
+    turn = table.rows(torch.tensor([0, 70, 3, 3]))
     for row, position in enumerate((0, 70, 3, 3)):
         for j in range(3):
             angle = position * 100.0 ** (-2 * j / 6)
-            assert cos[row, j].item() == pytest.approx(math.cos(angle), abs=1e-12)
-            assert sin[row, j].item() == pytest.approx(math.sin(angle), abs=1e-12)
+            assert turn.cos[row, 0, [j, j + 3]].tolist() == pytest.approx([math.cos(angle)] * 2, abs=1e-12)
+            assert turn.sin[row, 0, [j, j + 3]].tolist() == pytest.approx([-math.sin(angle), math.sin(angle)], abs=1e-12)
 
 
 def test_a_position_rotates_the_same_however_the_table_grew() -> None:
@@ -63,33 +65,36 @@ def test_a_position_rotates_the_same_however_the_table_grew() -> None:
     whole.reserve(1000)
     for top in (1, 63, 64, 65, 127, 128, 129, 999):
         positions = torch.tensor([top, 0, top // 2])
-        for a, b in zip(grown.lookup(positions), whole.lookup(positions, highest=top), strict=True):
-            assert torch.equal(a, b)
-    assert len(grown.cos) == 1024
+        grown.reserve(top + 1)
+        found, expected = grown.rows(positions), whole.rows(positions)
+        assert torch.equal(found.cos, expected.cos)
+        assert torch.equal(found.sin, expected.sin)
+    assert grown.held == 1024
 
 
 def test_the_table_is_as_short_as_what_was_asked() -> None:
     table = RotaryTable(RopeSpec(theta=10000.0, dims=8), 1 << 17)
-    table.lookup(torch.tensor([5]))
-    assert len(table.cos) == 64
+    table.reserve(6)
+    assert len(table.factors.cos) == 64
 
 
 def test_a_table_grown_in_inference_serves_training() -> None:
     table = RotaryTable(RopeSpec(theta=10000.0, dims=8))
     with torch.inference_mode():
-        table.lookup(torch.tensor([5]))
-    cos, _ = table.lookup(torch.tensor([5]))
-    weight = torch.ones(1, 4, requires_grad=True)
+        table.reserve(6)
+    cos = table.rows(torch.tensor([5])).cos
+    weight = torch.ones(1, 1, 8, requires_grad=True)
     (weight * cos).sum().backward()
     assert torch.equal(weight.grad, cos)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kept"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
-)
-def test_precision(dtype: torch.dtype, kept: torch.dtype) -> None:
-    cos, _ = RotaryTable(RopeSpec(theta=10000.0, dims=8), dtype=dtype).lookup(torch.tensor([7]))
-    assert cos.dtype is kept
+def test_factors_are_computed_wide_and_rounded_once() -> None:
+    spec = RopeSpec(theta=10000.0, dims=8)
+    narrow, wide = RotaryTable(spec, dtype=torch.bfloat16), RotaryTable(spec, dtype=torch.float32)
+    narrow.reserve(200)
+    wide.reserve(200)
+    assert torch.equal(narrow.factors.cos, wide.factors.cos.bfloat16())
+    assert not torch.equal(narrow.factors.cos.float(), wide.factors.cos), "rounding shows, so the comparison above says something"
 
 
 @pytest.mark.parametrize(("kind", "missing"), [("linear", "factor"), ("llama3", "factor"), ("longrope", "short_factor")])

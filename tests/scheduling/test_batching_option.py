@@ -35,7 +35,7 @@ def test_options() -> None:
     [
         ("paged", "unknown batching 'paged'; known: ragged, eqspec, exspec, rollback, gap"),
         ("eqspec:window=3", "no option 'window'; it has: batch, reference_bonus"),
-        ("ragged:batch=3", "it has: none"),
+        ("ragged:batch=3", "it has no options at all"),
         ("eqspec:batch", "must read key=value"),
         ("eqspec:batch=0", "at least 1"),
         ("eqspec:batch=many", "option batch='many'"),

@@ -89,6 +89,16 @@ def test_equal_acceptance_copies_nothing(base: LLM, name: str) -> None:
         assert memory.traffic.copied == 0
 
 
+@pytest.mark.parametrize("name", ["eqspec", "gap"])
+def test_a_row_by_itself_never_moves(base: LLM, name: str) -> None:
+    """B = 1 needs no realignment, however unequal the acceptance of its steps."""
+    llm = make(base, noisy(base, 0.25), f"{name}:batch=1", "draft-model:length=4")
+    outputs = llm.generate([prompt for prompt in prompts(6) if len(prompt) > 1], None, 20, ignore_eos=True)
+    assert len({run for output in outputs for run in output.stats.runs}) > 2
+    for memory in memories(llm):
+        assert memory.traffic.moved == memory.traffic.aside == 0
+
+
 def test_who_copies_and_who_does_not(base: LLM) -> None:
     """With unequal acceptance realignment copies, a common rollback never, gaps seldom; rollback pays in steps."""
     copied, steps = {}, {}

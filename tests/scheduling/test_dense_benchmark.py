@@ -48,6 +48,17 @@ def test_cost(script: ModuleType, models: tuple[LLM, LLM], monkeypatch: pytest.M
     for row in rows:
         assert row["draft"] + row["verify"] + row["align"] == pytest.approx(1)
         assert row["latency_p50"] <= row["latency_p99"]
+        costs = [row[f"c_{part}"] for part in ("draft", "verify", "align")]
+        assert row["model"] * sum(costs) == pytest.approx(row["tokens_per_call"] / found["plain"]["tokens_per_call"])
+        assert (row["c_align"] > 0) == (row["strategy"] not in ("plain", "ragged"))
+    assert found["plain"]["model"] == pytest.approx(1)
+
+
+def test_the_cost_model(script: ModuleType) -> None:
+    """Four tokens a call for a draft of a half, a verification of 1.2 and a quarter of alignment: 4 / 1.95."""
+    plain = {"c_draft": 0.0, "c_verify": 0.02, "c_align": 0.0, "tokens_per_call": 8.0}
+    found = script.modelled({"c_draft": 0.01, "c_verify": 0.024, "c_align": 0.005, "tokens_per_call": 32.0}, plain)
+    assert found == pytest.approx({"c_draft": 0.5, "c_verify": 1.2, "c_align": 0.25, "model": 4 / 1.95})
 
 
 def test_bonus(script: ModuleType, models: tuple[LLM, LLM]) -> None:
@@ -66,6 +77,9 @@ def test_faults(script: ModuleType, models: tuple[LLM, LLM]) -> None:
     right = [row for row in rows if row["fault"].startswith("nothing")]
     wrong = [row for row in rows if row not in right]
     assert len(right) == len(script.ARMS)
-    assert len(wrong) == 5
+    assert [row["fault"] for row in wrong] == [fault.name for fault in script.FAULTS]
+    assert {row["dtype"] for row in rows} == {"float64"}
     assert all(row["exact"] == row["partial"] == 1 for row in right)
     assert all(row["exact"] < 1 and row["partial"] < 1 for row in wrong)
+    again = script.fault_rows(*models, batch=4, count=8, length=2, max_tokens=20, seed=0, broken=False)
+    assert again == right

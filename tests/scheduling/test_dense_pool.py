@@ -107,16 +107,32 @@ def test_sorted_requests_come_back_in_the_order_asked(base: LLM) -> None:
     assert [len(prompt) for prompt in asked] != starts
 
 
-def test_a_window_is_kept_full_and_no_more(base: LLM) -> None:
+def test_a_window_is_kept_full_and_no_more(base: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a batch is chosen there are five to choose from, or all that are left."""
     llm = make(base, noisy(base, 0.2), "exspec:batch=2,window=5")
-    for prompt in prompts(12):
-        llm.engine.submit(Request(tuple(prompt), max_tokens=6, ignore_eos=True))
-    while not llm.engine.idle:
-        waiting = len(llm.engine.scheduler.waiting)
-        llm.engine.step()
-        running = len(llm.engine.scheduler.running)
-        assert running <= 5
-        assert waiting == 0 or len(llm.engine.scheduler.waiting) <= waiting
+    scheduler, choices = pool(llm), []
+    choose = scheduler._choose
+
+    def spy() -> object:
+        choices.append((len(scheduler.running), len(scheduler.waiting)))
+        return choose()
+
+    monkeypatch.setattr(scheduler, "_choose", spy)
+    ids(llm, prompts(12), 6)
+    assert all(running == 5 or (running < 5 and not waiting) for running, waiting in choices)
+    assert max(running for running, _ in choices) == 5 > min(running for running, _ in choices)
+
+
+@pytest.mark.parametrize("option", ["", ",grouping=false", ",max_wait=2"])
+def test_no_cache_is_thrown_away(base: LLM, option: str) -> None:
+    """Batches mix rows whose prompts have been read with others; every prompt is read once, and nothing twice."""
+    asked = prompts(16)
+    llm = make(base, noisy(base, 0.2), "exspec:batch=4,window=8" + option)
+    outputs = llm.generate(asked, None, 10, ignore_eos=True)
+    runner, batches = llm.engine.runner, pool(llm).batches
+    assert batches.fallback > 0
+    decided = sum(output.stats.forwards + output.stats.drafted for output in outputs)
+    assert runner.rows - runner.padding == decided + sum(len(prompt) - 1 for prompt in asked)  # type: ignore[attr-defined]
 
 
 def test_cancelled_while_chosen(base: LLM) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,10 @@ import pytest
 
 from paceline.bench.sort_reverse import ANSWER, MASK, SHAPE, Training, examples, train
 from paceline.core.errors import CheckpointError, UsageError
+from paceline.denoising.canvas import Flags
+from paceline.denoising.guesses import Guesses
+from paceline.denoising.learn2pd import Learned
+from paceline.denoising.learn2pd_filter import Filter, FilterFacts
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.training import learn2pd_traces
@@ -51,6 +55,36 @@ def test_blocks_end_right_or_overwritten(found: Traces) -> None:
     stuck = ~(found.labels & found.masked).any(-1)
     assert (stuck == found.forced).all()
     assert last.sum() == len(PROMPTS) * ANSWER // BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Perfect(Filter):
+    """A filter that knows the answer."""
+
+    answer: tuple[int, ...] = ()
+
+    def accepts(self, guesses: Guesses, low: int, threshold: float) -> Flags:
+        return np.equal(guesses.tokens, np.array(self.answer)[guesses.positions])
+
+
+def test_a_perfect_filter_is_the_oracle(model: LLM, found: Traces) -> None:
+    """The decoding rule given true labels takes the oracle's forwards, where these were never forced and the surest was always right."""
+    static = load(model, f"static:block={BLOCK}", device="cpu", kv_tokens=512)
+    same = 0
+    for number, prompt in enumerate(PROMPTS):
+        mine = found.prompt == number
+        still, right = found.masked[mine], found.labels[mine]
+        surest = np.where(still, found.features[mine], -1).argmax(-1)
+        answer = static.generate([prompt], max_tokens=ANSWER, ignore_eos=True)[0].canvas
+        llm = load(model, f"static:block={BLOCK}", device="cpu", kv_tokens=512)
+        known = Perfect((), FilterFacts("m", BLOCK), (*prompt, *answer))
+        llm.engine.denoiser = replace(llm.engine.denoiser, rule=Learned(known, 0.5))
+        (output,) = llm.generate([prompt], max_tokens=ANSWER, ignore_eos=True)
+        if not found.forced[mine].any() and right[np.arange(len(right)), surest].all():
+            same += 1
+            assert output.canvas == answer
+            assert output.stats.forwards == mine.sum()
+    assert same > 0
 
 
 def test_an_oracle_with_another_answer_is_noticed(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,20 @@ def test_full_tolerance_accepts_the_whole_block(rows: list[list[float]], draft: 
     assert judged(draft, rows, Tolerance(6, inf)) == [*draft, best.index(max(best))]
 
 
+@given(
+    LOGITS,
+    st.lists(st.integers(0, 5), min_size=1, max_size=5),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)).map(sorted),
+    st.tuples(st.sampled_from([0.0, 0.5, 1.0, 3.0, inf]), st.sampled_from([0.0, 0.5, 1.0, 3.0, inf])).map(sorted),
+)
+def test_more_tolerance_never_accepts_less(rows: list[list[float]], draft: list[int], betas: list[int], taus: list[float]) -> None:
+    """Of one draft; what the quality curve of beta and tau rises on."""
+    draft = draft[: len(rows) - 1]
+    strict, lenient = (judged(draft, rows, Tolerance(beta, tau)) for beta, tau in zip(betas, taus, strict=True))
+    assert len(strict) <= len(lenient)
+    assert strict[:-1] == lenient[: len(strict) - 1]
+
+
 def test_a_tie_rule_of_its_own_would_be_noticed() -> None:
     """Negative control: of two equal logits a `topk` may return the higher id first; at beta 1 that alone breaks identity."""
     rows = [[1.0, 2.0, 2.0, 0.0, 0.0, 0.0], [0.0] * 6]

@@ -169,8 +169,9 @@ def log_sum_exp(
     *,
     scale: float,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "rows heads"]:
-    """Log-sum-exp of each row's scores, for merging partial attentions; computed only when tapped."""
+    """Log-sum-exp of each row's scores as `attend` has them, for merging partial attentions; computed only when tapped."""
     rows, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
     groups = heads // kv_heads
@@ -178,6 +179,8 @@ def log_sum_exp(
     for reach in plan.reaches(window):
         part = query[reach.rows].view(-1, kv_heads, groups, head_dim)
         score = torch.einsum("tkgd,skd->tkgs", part, keys[reach.keys]).to(out.dtype) * scale
+        if softcap is not None:
+            score = torch.tanh(score / softcap) * softcap
         count = score.shape[0]
         if reach.mask is not None:
             score = score + reach.mask[:count, None, None, :]

@@ -105,6 +105,15 @@ class AttentionPlan:
         """Whether a segment brings an attention of its own."""
         return any(segment.attention is not None for segment in self.segments)
 
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of all masks made so far."""
+        masks = [reach.mask for found in self._reaches.values() for reach in found]
+        masks += [lanes.mask for lanes in self._lanes.values() if lanes is not None]
+        masks += [*self._lane_masks.values(), *(mask for found in self._folded.values() for mask in found)]
+        distinct = {mask.data_ptr(): mask.untyped_storage().nbytes() for mask in masks if mask is not None}
+        return sum(distinct.values())
+
     def reaches(self, window: int | None) -> list[Reach]:
         """One reach per segment for layers of this window."""
         if window not in self._reaches:

@@ -112,6 +112,7 @@ def choose_pattern(
     keep: float,
     scale: float,
     select: Select = "isolated",
+    shared: bool = False,
 ) -> BlockPattern:
     """The pattern of one layer of a canvas.
 
@@ -125,6 +126,7 @@ def choose_pattern(
         select: the best blocks of the prompt and the best of the answer, so many of each (`isolated`); the best of all (`plain`); or as
             released code selects (`reference`: one block more, and those of the answer by weights among themselves). Two that look at no
             attention, to compare with: the nearest blocks (`window`), or some of the first ones and the nearest (`sinks`, StreamingLLM).
+        shared: query heads of one key head read what any of them would, for kernels that hold one pattern per key head.
     """
     length, heads = query.shape[:2]
     blocks = -(-length // tile)
@@ -142,6 +144,9 @@ def choose_pattern(
     else:
         parts = scores[..., :first], scores[..., first:]
         kept = torch.cat([_best(part, _share(part.shape[-1], keep)) for part in parts if part.shape[-1]], -1)
+    if shared:
+        groups = heads // keys.shape[1]
+        kept = kept.view(-1, groups, blocks, blocks).any(1).repeat_interleave(groups, 0)
     return BlockPattern.of(kept, tile, length)
 
 

@@ -40,10 +40,15 @@ class Ground:
     ends: frozenset[int]
     right: Callable[[int, Sequence[int]], bool]
 
+    @property
+    def causal(self) -> bool:
+        """Whether blocks are the model's own, and see nothing behind them."""
+        spec = self.model.runner.decoder.config.diffusion
+        return spec is not None and spec.block is not None
+
     def method(self, text: str) -> str:
         """A method string with the block of the ground put into it; block-causal models have their own."""
-        spec = self.model.runner.decoder.config.diffusion
-        if spec is None or spec.block is not None:
+        if self.causal:
             return text
         name, _, options = text.partition(":")
         return f"{name}:{','.join(filter(None, [f'block={self.block}', options]))}"
@@ -73,13 +78,20 @@ def toy(name: str, count: int, seed: int = 0, double: bool = False) -> Ground:
     return Ground(name, model, asked, ANSWER, TOY_BLOCK, frozenset({EOS}), lambda index, tokens: list(tokens) == answers[index])
 
 
-def text(checkpoint: str, count: int, length: int = 64, seed: int = 0, device: str | None = None) -> Ground:
+def text(checkpoint: str, count: int, length: int = 64, seed: int = 0, device: str | None = None, dtype: str | None = None) -> Ground:
     """Held-out problems with checkable answers, by a diffusion model of text.
+
+    Args:
+        checkpoint: name, folder or Hub id.
+        count: prompts.
+        length: tokens of every answer.
+        seed: of the problems.
+        device, dtype: see `paceline.load`.
 
     Raises:
         UsageError: for an autoregressive model, or one without a tokenizer.
     """
-    model = load(checkpoint, "auto", device=device, kv_tokens=256)
+    model = load(checkpoint, "auto", device=device, dtype=dtype, kv_tokens=256)
     tokenizer = model.tokenizer
     if tokenizer is None or not model.denoises:
         raise UsageError(f"{checkpoint}: a masked diffusion model with a tokenizer is needed here")
@@ -89,5 +101,6 @@ def text(checkpoint: str, count: int, length: int = 64, seed: int = 0, device: s
         return asked[index].solved_by(tokenizer.decode(list(tokens)))
 
     prompts = [tokenizer.encode(problem.prompt) for problem in asked]
-    ends = frozenset(model.runner.decoder.config.eos)
-    return Ground(model.name, model, prompts, length, TEXT_BLOCK, ends, right)
+    config = model.runner.decoder.config
+    own = None if config.diffusion is None else config.diffusion.block
+    return Ground(model.name, model, prompts, length, own or TEXT_BLOCK, frozenset(config.eos), right)

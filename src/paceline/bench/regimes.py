@@ -98,6 +98,7 @@ def contenders(regime: Regime, measure: int, seed: int) -> dict[str, Contender]:
         "dyspec:value=calibrated": dyspec(value="calibrated"),
         "dyspec:mode=budget,value=calibrated": dyspec(mode="budget", value="calibrated"),
         "4x3x2x1 tree": lambda runner: DraftModel(DraftModelConfig(4, "4x3x2x1"), runner, frozenset()),
+        "4x3x2x1 tree, with replacement": lambda runner: DraftModel(DraftModelConfig(4, "4x3x2x1", replacement=True), runner, frozenset()),
         "4x4x2 tree": lambda runner: DraftModel(DraftModelConfig(3, "4x4x2"), runner, frozenset()),
         "sequoia, measured": planned,
         "chain": lambda runner: DraftModel(DraftModelConfig(32), runner, frozenset()),

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from paceline.denoising.objective import masked_loss, masks, rates
+from paceline.denoising.objective import counted_masks, masked_loss, masks, rates
 from paceline.models.config import DiffusionSpec
 from paceline.models.decoder import Decoder
 from paceline.models.from_transformers import share_decoder
@@ -115,6 +115,8 @@ def fit(
     draw: Callable[[torch.Generator], Int[Tensor, "batch tokens"]],
     answer: int,
     on_step: Callable[[int, float], None] | None = None,
+    *,
+    counted: bool = False,
 ) -> Decoder:
     """Train a network on a small task, masking answers alone, and share it as a decoder in float32.
 
@@ -124,6 +126,7 @@ def fit(
         draw: the rows of a step, prompts and answers.
         answer: tokens of an answer.
         on_step: called with the step and its loss.
+        counted: draw numbers of masks instead of rates, which is less noisy.
     """
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -133,8 +136,11 @@ def fit(
         ids = draw(generator)
         rows, tokens = ids.shape
         answers = (torch.arange(tokens) >= tokens - answer).expand(rows, -1)
-        rate = rates(rows, generator)
-        masked = masks(answers, rate, generator)
+        if counted:
+            masked, rate = counted_masks(answers, generator)
+        else:
+            rate = rates(rows, generator)
+            masked = masks(answers, rate, generator)
         logits = denoiser_logits(network, torch.where(masked, kind.mask, ids), kind.visible(tokens))
         loss = masked_loss(logits, ids, masked, rate, answers)
         optimiser.zero_grad()

@@ -80,8 +80,10 @@ class BenchSettings:
 
 
 def split_methods(text: str) -> tuple[str, ...]:
-    """Method strings out of a comma-separated list; `key=value` behind a comma belongs to the method before it."""
+    """Method strings out of a list separated by `;`, or by commas: there, `key=value` behind one belongs to the method before it."""
     methods: list[str] = []
+    if ";" in text:
+        return tuple(filter(None, (part.strip() for part in text.split(";"))))
     for piece in filter(None, (part.strip() for part in text.split(","))):
         if "=" in piece.partition(":")[0] and methods:
             methods[-1] += f",{piece}"

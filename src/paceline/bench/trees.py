@@ -34,19 +34,26 @@ def measure_acceptance(target: LLM, draft: LLM, prompts: Prompts, sampling: Samp
     return spell(scout.measured.rates(by_depth))
 
 
-def tree_methods(nodes: int, acceptance: str) -> tuple[str, ...]:
-    """What is compared at this number of nodes."""
+def tree_methods(nodes: int, acceptance: str, sampled: bool = False) -> tuple[str, ...]:
+    """What is compared at this number of nodes.
+
+    Args:
+        acceptance: for the planned tree, from `measure_acceptance`.
+        sampled: the target samples: independent draws (SpecInfer) join in. Else DySpec's two ways to pick children are told apart.
+    """
     even = {4: "2x1", 8: "2x1x1x1", 16: "3x2x1", 32: "4x2x1x1", 64: "4x3x2x1"}
     widths = even[max(size for size in even if size <= max(nodes, 4))]
+    tree = f"draft-model:length={widths.count('x') + 1},branching={widths}"
     return (
         "none",
         f"draft-model:length={min(nodes, 8)}",
-        f"draft-model:length={widths.count('x') + 1},branching={widths}",
+        tree,
+        *((f"{tree},replacement=true",) if sampled else ()),
         f"sequoia:nodes={nodes},acceptance={acceptance}",
         f"dyspec:budget={nodes}",
         f"dyspec:budget={nodes},mode=budget",
         f"dyspec:budget={nodes},value=calibrated",
-        f"dyspec:budget={nodes},draws=sampled",
+        *(() if sampled else (f"dyspec:budget={nodes},draws=sampled",)),
         "dyspec:budget=auto",
         "dyspec:budget=auto,value=calibrated",
     )

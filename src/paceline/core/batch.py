@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -99,6 +99,7 @@ class TapRequest:
         lse: layers whose attention log-sum-exp is wanted.
         logits: the target's logits at every node of the judged trees; the loop hands them over, a forward has nothing to do for it.
         prompt_logits: those at tokens that are read before a tree, mostly of the prompt; they cost a row of logits each.
+        laws: the laws that judging the trees worked out on its way; nothing is computed for it, they are only kept for the step.
     """
 
     final_hidden: bool = False
@@ -109,6 +110,12 @@ class TapRequest:
     lse: frozenset[int] = frozenset()
     logits: bool = False
     prompt_logits: bool = False
+    laws: bool = False
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """Layers that something is wanted of."""
+        return self.layer_inputs | self.queries | self.keys | self.keys_values | self.lse
 
     def __or__(self, other: TapRequest) -> TapRequest:
         return TapRequest(
@@ -120,6 +127,7 @@ class TapRequest:
             self.lse | other.lse,
             self.logits or other.logits,
             self.prompt_logits or other.prompt_logits,
+            self.laws or other.laws,
         )
 
 
@@ -133,6 +141,8 @@ class Taps:
     Args:
         logits: rows are those of the judged trees instead, one tree after the other in node order; after bias, penalties and bans for the
             history that leads to each node, before temperature and filters. Possibly the forward's own tensor: not to be modified.
+        laws: by row of `logits`, the law that the node was judged by, temperature and filters included; not to be modified. A by-product:
+            greedy sequences and nodes that nobody reached may have none, and `core.transform.target_distribution` gives the same bits.
     """
 
     final_hidden: Float[Tensor, "rows width"] | None = None
@@ -142,6 +152,7 @@ class Taps:
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     lse: dict[int, Float[Tensor, "rows heads"]] = field(default_factory=dict)
     logits: Float[Tensor, "nodes vocabulary"] | None = None
+    laws: Mapping[int, Float[Tensor, " vocabulary"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +198,9 @@ class ForwardResult:
     Args:
         logits: one row per requested logit row, in their order.
         taps: the tapped tensors.
+        mask_bytes: of the attention masks that were made for it.
     """
 
     logits: Float[Tensor, "logit_rows vocabulary"]
     taps: Taps
+    mask_bytes: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from paceline.core.errors import UsageError
 from paceline.core.guarantee import Guarantee
+from paceline.core.options import read_options, split_options
 
 EXACT = (Guarantee.TOKEN_IDENTICAL, Guarantee.DISTRIBUTION_IDENTICAL)
 
@@ -172,7 +173,7 @@ METHODS: tuple[Method, ...] = (
         Guarantee.BOUNDED,
         "paceline.denoising.learn2pd:Learn2PD",
         paper="Learning to Parallel (Learn2PD) 2025, arXiv 2509.25188",
-        needs="filter file",
+        needs="filter file beside the model, or named",
         trains="a filter (paceline train learn2pd)",
     ),
 )
@@ -203,19 +204,7 @@ class MethodChoice:
         Raises:
             UsageError: for an unknown option or a value of the wrong type, naming both.
         """
-        from pydantic import TypeAdapter, ValidationError
-
-        kind: type[Any] = self.method.load().Config
-        known = list(getattr(kind, "__dataclass_fields__", {}))
-        for option in self.options:
-            if option not in known:
-                raise UsageError(f"method {self.method.name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
-        try:
-            return TypeAdapter(kind).validate_python(self.options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = first["loc"][0] if first["loc"] else "?"
-            raise UsageError(f"method {self.method.name!r}: option {name}={first.get('input')!r}: {first['msg']}") from None
+        return read_options(self.method.load().Config, self.options, f"method {self.method.name!r}")
 
     @property
     def guarantees(self) -> tuple[Guarantee, Guarantee]:
@@ -230,14 +219,10 @@ def parse(text: str) -> tuple[MethodChoice, ...]:
     Raises:
         UsageError: for unknown methods or malformed options.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"method={text!r} must be a text, as in 'draft-model:length=4'; 'none' decodes plainly")
     choices = []
     for part in text.split("+"):
-        name, _, tail = part.strip().partition(":")
-        options: dict[str, str] = {}
-        for item in filter(None, (piece.strip() for piece in tail.split(","))):
-            option, equals, value = item.partition("=")
-            if not equals:
-                raise UsageError(f"method option {item!r} must read key=value, as in {name}:key=value")
-            options[option.strip().replace("-", "_")] = value.strip()
+        name, options = split_options(part, "method")
         choices.append(MethodChoice(find(name), options))
     return tuple(choices)

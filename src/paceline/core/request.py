@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral
 
 from paceline.core.errors import UsageError
 from paceline.core.rng import key
@@ -36,7 +37,7 @@ class Request:
         source: for encoder-decoders, the token ids that the encoder reads; `ids` are then what the target begins with.
 
     Raises:
-        UsageError: for an empty prompt or a non-positive limit.
+        UsageError: for an empty prompt, or a limit that is not a positive integer.
     """
 
     ids: tuple[int, ...]
@@ -52,8 +53,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.ids:
             raise UsageError("the prompt is empty; give at least one token (a BOS token, for instance)")
-        if self.max_tokens < 1:
-            raise UsageError(f"max_tokens={self.max_tokens} must be at least 1")
+        if not isinstance(self.max_tokens, Integral) or self.max_tokens < 1:
+            raise UsageError(f"max_tokens={self.max_tokens} must be an integer of at least 1")
 
     @property
     def prompt(self) -> tuple[int, ...]:

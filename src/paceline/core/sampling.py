@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
+from numbers import Integral, Real
 
 from paceline.core.errors import UsageError
+
+REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+WHOLE = ("top_k", "no_repeat_ngram", "seed", "n", "logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Sampling:
         logprobs: number of most likely alternatives to report per token (0 reports the chosen token only); `None` reports none.
 
     Raises:
-        UsageError: for a value outside its range, naming the option.
+        UsageError: for a value of the wrong type or outside its range, naming the option.
     """
 
     temperature: float = 0.0
@@ -45,6 +49,7 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         rules = {
             "temperature": (isfinite(self.temperature) and self.temperature >= 0, "a finite number >= 0"),
             "top_k": (self.top_k >= 0, "an integer >= 0 (0 keeps every token)"),
@@ -60,6 +65,17 @@ class Sampling:
         for name, (valid, wanted) in rules.items():
             if not valid:
                 raise UsageError(f"sampling option {name}={getattr(self, name)!r} must be {wanted}")
+
+    def _check_types(self) -> None:
+        """NumPy's numbers are as good as Python's."""
+        for name in (*REAL, *WHOLE):
+            value, kind = getattr(self, name), Real if name in REAL else Integral
+            if not isinstance(value, kind) and not (name == "logprobs" and value is None):
+                raise UsageError(f"sampling option {name}={value!r} must be {'a number' if kind is Real else 'an integer'}")
+        bias = self.logit_bias
+        pairs = bias.items() if isinstance(bias, Mapping) else [(None, None)]
+        if not all(isinstance(token, Integral) and isinstance(value, Real) for token, value in pairs):
+            raise UsageError(f"sampling option logit_bias={bias!r} must map token ids to numbers")
 
     @property
     def greedy(self) -> bool:

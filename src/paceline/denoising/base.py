@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from paceline.attention.sparse_pattern import Select
 from paceline.core import registry
 from paceline.core.errors import UsageError
 from paceline.denoising.denoiser import WHOLE, Denoiser, StopRule
-from paceline.denoising.dkv import Center, Storable, delayed_policy
+from paceline.denoising.dkv import Center, Storable, Walk, delayed_policy
 from paceline.denoising.ending import Cut
 from paceline.denoising.policies import Blocks, Dual, ForwardPolicy, Prefix, Whole
 from paceline.denoising.reading import Measure, Reading
 from paceline.denoising.rules import CommitRule
-from paceline.denoising.sparsed import Sparse
+from paceline.denoising.sparsed import Guided, Heads, Sparse
 from paceline.models.config import DiffusionSpec
 
 USUAL_BLOCK = 32
@@ -31,6 +32,7 @@ class DenoiseContext:
         tokens: ids that the tokenizer has a token for; rows beyond are padding of the table.
         eos: ids that end an answer.
         model: identity of its weights, for what was learnt for one model.
+        folder: of its checkpoint, where there is one; what was learnt for it may lie there.
     """
 
     spec: DiffusionSpec
@@ -38,6 +40,7 @@ class DenoiseContext:
     tokens: int
     eos: tuple[int, ...] = ()
     model: str = ""
+    folder: Path | None = None
 
 
 class DenoisingMethod(Protocol):
@@ -65,6 +68,7 @@ class DenoisingConfig:
             the usual number: 8 for `dkv-decode` and `dkv-pd` (4 in models with shifted predictions), 2 for `dkv-greedy`.
         dkv_window: `dkv-greedy`: masked positions fed around each of those.
         dkv_center: `dkv-greedy`: around what the last step decided (`prev`), or what this one will (`next`).
+        dkv_walk: `dkv-greedy`: the window is the nearest masked positions (`masked`), or all within half of it on either side (`span`).
         dkv_storable: delayed caches of models with shifted predictions: leave out positions that are decided and whose successor is
             (`both`), whose successor is (`un`), or that are (`right`).
         attention: `dense`, or `sparsed`: behind an answer's first steps every head reads only the blocks of keys that mattered to it there.
@@ -74,6 +78,9 @@ class DenoisingConfig:
         sparse_full: `sparsed`: number of steps that read everything instead; 0 leaves it to `sparse_skip`.
         sparse_select: `sparsed`: blocks of prompt and answer are chosen apart (`isolated`), together (`plain`), or as released code does
             (`reference`); `window` and `sinks` look at no attention, and are there to compare with.
+        sparse_heads: `sparsed`: blocks are chosen for every head (`query`), or for all heads of one key head together (`kv`), which then
+            read what any of them would.
+        sparse_guided: `sparsed` with guidance: the canvas without the prompt has patterns of its own (`own`), or the other's (`shared`).
         store: block-causal models: store a finished block in the forward that begins the next one (`joined`) or in one of its own.
         guidance: classifier-free guidance scale (`cfg_scale`); 0 is none.
         early_exit: stop when a finished block holds the end of the answer. The output is the same; the canvas behind it is not computed.
@@ -87,6 +94,7 @@ class DenoisingConfig:
     refresh: int = 0
     dkv_window: int = 4
     dkv_center: Center = "prev"
+    dkv_walk: Walk = "masked"
     dkv_storable: Storable = "both"
     attention: Literal["dense", "sparsed"] = "dense"
     sparse_tile: int = 0
@@ -94,6 +102,8 @@ class DenoisingConfig:
     sparse_skip: float = 0.2
     sparse_full: int = 0
     sparse_select: Select = "isolated"
+    sparse_heads: Heads = "query"
+    sparse_guided: Guided = "own"
     store: Literal["joined", "own"] = "joined"
     guidance: float = 0.0
     early_exit: bool = True
@@ -121,8 +131,10 @@ class DenoisingConfig:
 
 
 def canvases(method: str) -> int:
-    """Slots that an answer takes at most with a method string, in canvases: more than one where several states share a forward."""
-    return max(getattr(choice.config(), "canvases", 1) for choice in registry.parse(method))
+    """Slots that an answer takes at most with a method string, in canvases: more than one where several states share a forward, and for
+    each twice as many with guidance, which has a memory without the prompt."""
+    configs = [choice.config() for choice in registry.parse(method)]
+    return max(getattr(config, "canvases", 1) * (2 if getattr(config, "guidance", 0) else 1) for config in configs)
 
 
 def assemble(
@@ -153,7 +165,7 @@ def assemble(
     never = () if compat else (context.spec.mask, *range(context.tokens, context.vocabulary))
     reading = Reading(measure, tuple(sorted({*never, *banned})), unsure, config.double)
     policy = _policy(config, context.spec, rule)
-    return Denoiser(context.spec, policy, rule, reading, _stop(config, context), _block(config, context.spec), config.guidance, steps)
+    return Denoiser(context.spec, policy, rule, reading, _stop(config, context), block_of(config, context.spec), config.guidance, steps)
 
 
 def _stop(config: DenoisingConfig, context: DenoiseContext) -> StopRule:
@@ -166,7 +178,12 @@ def _stop(config: DenoisingConfig, context: DenoiseContext) -> StopRule:
     return StopRule(config.early_exit, Cut(context.eos, config.eotp == "reference"))
 
 
-def _block(config: DenoisingConfig, spec: DiffusionSpec) -> int:
+def block_of(config: DenoisingConfig, spec: DiffusionSpec) -> int:
+    """Positions per block of a model's answers, `WHOLE` for all of them.
+
+    Raises:
+        UsageError: for another block than a block-causal model's own.
+    """
     if spec.block is None:
         return WHOLE if config.block == "whole" else USUAL_BLOCK if config.block == "model" else config.block
     if config.block not in ("model", spec.block):
@@ -184,10 +201,11 @@ def _policy(config: DenoisingConfig, spec: DiffusionSpec, rule: CommitRule) -> F
             raise UsageError("denoising option attention=sparsed: this model sees no blocks behind its own; use attention=dense")
         return Blocks(joined=config.store == "joined")
     if config.cache in ("dkv-decode", "dkv-prefill", "dkv-pd", "dkv-greedy"):
-        return delayed_policy(config.cache, spec, rule, config.refresh, config.dkv_window, config.dkv_center, config.dkv_storable)
+        around = (config.dkv_window, config.dkv_center, config.dkv_storable, config.dkv_walk)
+        return delayed_policy(config.cache, spec, rule, config.refresh, *around)
     if config.attention == "sparsed":
         schedule = getattr(rule, "schedule", None)
         shape = (config.sparse_tile, config.sparse_keep, config.sparse_skip, config.sparse_full, config.sparse_select)
-        return Sparse(Whole(), *shape, schedule)
+        return Sparse(Whole(), *shape, schedule, config.sparse_heads, config.sparse_guided)
     policies: dict[Cache, ForwardPolicy] = {"none": Whole(), "prefix": Prefix(config.refresh), "dual": Dual(config.refresh)}
     return policies[config.cache]

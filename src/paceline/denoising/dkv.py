@@ -25,6 +25,7 @@ from paceline.models.config import DiffusionSpec
 DKV = Literal["dkv-decode", "dkv-prefill", "dkv-pd", "dkv-greedy"]
 Center = Literal["prev", "next"]
 Storable = Literal["both", "un", "right"]
+Walk = Literal["masked", "span"]
 
 GREEDY_REFRESH = 2
 REFRESH, SHIFTED_REFRESH = 8, 4  # LLaDA's and Dream's, in the paper's tables
@@ -96,14 +97,16 @@ class Ordered:
     Args:
         rule: of the decoder.
         refresh: compute everything every so many steps of a block; 1 is no cache.
-        window: masked positions fed around every centre, outwards, left and right in turn.
+        window: positions fed around every centre.
         center: what the last step decided (`prev`), or what this one decides (`next`).
+        walk: outwards, left and right in turn, over masked positions (`masked`), or everything that near (`span`, the paper's formula).
     """
 
     rule: Static
     refresh: int = GREEDY_REFRESH
     window: int = 4
     center: Center = "prev"
+    walk: Walk = "masked"
     anew: bool = True
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
@@ -112,7 +115,8 @@ class Ordered:
             return canvas_rows(canvas, view, range(canvas.length))
         late = np.flatnonzero(canvas.decided == canvas.forwards)
         fed = {*late.tolist(), *coming.tolist()}
-        fed |= around(canvas.open, (late if self.center == "prev" else coming).tolist(), fed, self.window)
+        centers = (late if self.center == "prev" else coming).tolist()
+        fed |= around(canvas.open, centers, fed, self.window) if self.walk == "masked" else span(canvas.length, centers, self.window)
         return canvas_rows(canvas, view, sorted(fed))
 
     def coming(self, canvas: Canvas) -> Ints:
@@ -133,8 +137,20 @@ def around(masked: Flags, centers: list[int], taken: set[int], window: int) -> s
     return found
 
 
+def span(length: int, centers: list[int], window: int) -> set[int]:
+    """Positions of a canvas near every centre, masked or not: as many before it as behind it, one more before it where `window` is odd."""
+    return {at for center in centers for at in range(max(0, center - -(-window // 2)), min(length, center + window // 2 + 1))}
+
+
 def delayed_policy(
-    cache: DKV, spec: DiffusionSpec, rule: CommitRule, refresh: int, window: int, center: Center, storable: Storable
+    cache: DKV,
+    spec: DiffusionSpec,
+    rule: CommitRule,
+    refresh: int,
+    window: int,
+    center: Center,
+    storable: Storable,
+    walk: Walk = "masked",
 ) -> Delayed | Ordered:
     """The policy of a `cache` option.
 
@@ -152,7 +168,7 @@ def delayed_policy(
                 "denoising option cache=dkv-greedy: needs an order known before the forward; use static:algorithm=random (or sequential), "
                 "or cache=dkv-decode"
             )
-        return Ordered(rule, refresh or GREEDY_REFRESH, window, center)
+        return Ordered(rule, refresh or GREEDY_REFRESH, window, center, walk)
     if cache == "dkv-prefill":
         refresh = 1
     return Delayed(

@@ -7,14 +7,16 @@ from typing import Literal
 
 from paceline.core.errors import UsageError
 from paceline.core.guarantee import Guarantee
-from paceline.denoising.base import DenoiseContext, DenoisingConfig, assemble
+from paceline.denoising.base import DenoiseContext, DenoisingConfig, assemble, block_of
 from paceline.denoising.denoiser import Denoiser
 from paceline.denoising.freedave_chain import Match
 from paceline.denoising.freedave_decoder import DraftAndVerify, Mode
+from paceline.denoising.learn2pd import Learned, filter_for
 from paceline.denoising.localleap import Leap
 from paceline.denoising.policies import Blocks, Whole
 from paceline.denoising.rules import CommitRule, Static, Threshold
 from paceline.denoising.schedule import PerStep
+from paceline.denoising.sparsed import Sparse
 
 PURE = ("none", "prefix", "dual")  # caches that are frozen while a block is decided
 
@@ -31,6 +33,8 @@ class FreeDaveConfig(DenoisingConfig):
         algorithm: which positions static decoding takes first: the likeliest, or those furthest to the left (`sequential`).
         threshold: above 0, draft on top of threshold decoding (FreeDave++): near its tokens, in fewer forwards.
         radius, relaxed: with a threshold, draft on top of LocalLeap; 0 is plain threshold decoding.
+        filter: draft on top of Learn2PD instead (FreeDave++): a file, or `model` for the one beside the model. `threshold` is then the
+            probability of being final that a prediction needs; 0 takes the file's.
         match: `exact` keeps drafted states that plain decoding would have reached; `subset` keeps those of which plain decoding would
             decide every token at once; `auto` is exact for static decoding and subset for FreeDave++.
         eager: let drafts reach into the blocks behind the current one; needs block-causal models or cache=none.
@@ -43,6 +47,7 @@ class FreeDaveConfig(DenoisingConfig):
     threshold: float = 0.0
     radius: int = 0
     relaxed: float = 0.75
+    filter: str = ""
     match: Literal["auto", "exact", "subset"] = "auto"
     eager: bool = False
 
@@ -50,17 +55,19 @@ class FreeDaveConfig(DenoisingConfig):
         DenoisingConfig.__post_init__(self)
         rules = {
             "drafts": (self.drafts >= 1, "at least 1"),
-            "per_step": (self.per_step >= 1 and not (self.per_step > 1 and self.threshold), "at least 1, and left out with a threshold"),
-            "algorithm": (self.confident or not self.threshold, "low_confidence with a threshold"),
-            "threshold": (self.threshold >= 0, "at least 0"),
-            "radius": (self.radius >= 0 and not (self.radius and not self.threshold), "at least 0, and left out without a threshold"),
+            "per_step": (self.per_step == 1 or (self.per_step > 1 and not self.plus), "at least 1, and left out with threshold or filter"),
+            "algorithm": (self.confident or not self.plus, "low_confidence with threshold or filter"),
+            "threshold": (self.threshold >= 0 and not (self.filter and self.threshold > 1), "at least 0, and at most 1 with a filter"),
+            "radius": (
+                self.radius >= 0 and not (self.radius and (self.filter or not self.threshold)),
+                "at least 0, and left out with a filter and without a threshold",
+            ),
             "relaxed": (not self.radius or 0 <= self.relaxed <= self.threshold, "between 0 and the threshold"),
-            "match": (self.match != "subset" or self.threshold > 0, "exact, or a threshold be given: static decoding is matched exactly"),
+            "match": (self.match != "subset" or self.plus, "exact, or threshold or filter be given: static decoding is matched exactly"),
             "cache": (self.cache in PURE, f"one of {', '.join(PURE)}: drafts need a cache that is frozen while a block is decided"),
             "refresh": (self.refresh == 0, "0: drafts need a cache that is frozen while a block is decided"),
-            "attention": (self.attention == "dense", "dense: drafted states have no patterns of their own"),
+            "mode": (self.mode != "tree" or self.attention == "dense", "batch or sequential: sparse patterns are for rows of one state"),
             "eotp": (self.eotp == "off", "off: drafts need a canvas of fixed length"),
-            "guidance": (self.guidance == 0, "0: drafts with guidance are not supported"),
             "eager": (not self.eager or self.cache == "none", "false with a cache, which is frozen anew when a block begins"),
         }
         for name, (valid, wanted) in rules.items():
@@ -70,13 +77,18 @@ class FreeDaveConfig(DenoisingConfig):
     @property
     def guarantees(self) -> tuple[Guarantee, Guarantee] | None:
         """Plain decoding where the decoder drafted for is plain: one position per step, everything computed in every forward."""
-        plain = self.per_step == 1 and self.confident and self.threshold == 0 and self.cache == "none" and not self.altered
+        plain = self.per_step == 1 and self.confident and not self.plus and self.cache == "none" and not self.altered
         return None if plain else (Guarantee.BOUNDED, Guarantee.BOUNDED)
 
     @property
     def confident(self) -> bool:
         """Whether the likeliest positions come first."""
         return self.algorithm == "low_confidence"
+
+    @property
+    def plus(self) -> bool:
+        """Whether drafts are made on top of a decoder that decides several tokens per step by itself (FreeDave++)."""
+        return bool(self.threshold or self.filter)
 
     @property
     def canvases(self) -> int:
@@ -86,7 +98,7 @@ class FreeDaveConfig(DenoisingConfig):
     @property
     def altered(self) -> bool:
         """Whether options that other kinds of denoising brought in are set, which plain decoding leaves alone."""
-        own = {"block", "store", "early_exit", "double", "cache", "refresh", "guidance"}
+        own = {"block", "store", "early_exit", "double", "cache", "refresh"}
         return any(getattr(self, entry.name) != entry.default for entry in fields(DenoisingConfig) if entry.name not in own)
 
     @property
@@ -99,6 +111,8 @@ class FreeDaveConfig(DenoisingConfig):
             base = f"threshold:threshold={self.threshold}"
         if self.radius:
             base = f"localleap:threshold={self.threshold},relaxed={self.relaxed},radius={self.radius}"
+        if self.filter:
+            base = f"learn2pd:filter={self.filter}" + (f",threshold={self.threshold}" if self.threshold else "")
         shared = (f"{entry.name}={_text(getattr(self, entry.name))}" for entry in fields(DenoisingConfig))
         return ",".join([base, *shared])
 
@@ -106,7 +120,7 @@ class FreeDaveConfig(DenoisingConfig):
     def accepts(self) -> Match:
         """How drafted states are matched."""
         if self.match == "auto":
-            return "subset" if self.threshold else "exact"
+            return "subset" if self.plus else "exact"
         return self.match
 
 
@@ -117,13 +131,17 @@ class FreeDave:
 
     @staticmethod
     def build(config: FreeDaveConfig, context: DenoiseContext) -> Denoiser:
-        """The decoder for a model."""
-        plain = assemble(config, context, _rule(config))
+        """The decoder for a model.
+
+        Raises:
+            UsageError, CheckpointError: for options that do not fit the model, a filter among them.
+        """
+        plain = assemble(config, context, _rule(config, context))
         policy, ahead = plain.policy, 0
         if config.eager:
             if isinstance(policy, Blocks):
                 policy = replace(policy, ahead=(ahead := _ahead(config, plain.block)))
-            elif isinstance(policy, Whole) and plain.block:
+            elif isinstance(policy, (Whole, Sparse)) and plain.block:
                 ahead = _ahead(config, plain.block)
         own = {entry.name: getattr(plain, entry.name) for entry in fields(Denoiser)} | {"policy": policy}
         return DraftAndVerify(**own, drafts=config.drafts, mode=config.mode, match=config.accepts, ahead=ahead)
@@ -134,7 +152,10 @@ def _ahead(config: FreeDaveConfig, block: int) -> int:
     return -(-config.drafts // -(-block // config.per_step))
 
 
-def _rule(config: FreeDaveConfig) -> CommitRule:
+def _rule(config: FreeDaveConfig, context: DenoiseContext) -> CommitRule:
+    if config.filter:
+        made = filter_for(config.filter, context, block_of(config, context.spec))
+        return Learned(made, config.threshold or made.facts.threshold)
     if not config.threshold:
         return Static(PerStep(config.per_step), "score" if config.confident else "sequential")
     return Leap(config.threshold, config.relaxed, config.radius) if config.radius else Threshold(config.threshold)

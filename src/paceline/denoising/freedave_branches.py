@@ -55,7 +55,7 @@ class Branch:
 def scratch_of(policy: ForwardPolicy, canvas: Canvas) -> int:
     """Rows that a branch of a canvas feeds at most: those of the second step of its first block."""
     trial = canvas.copy()
-    trial.step = 1
+    trial.step, trial.patterns = 1, {}
     return len(policy.look(trial, _Stored(canvas.low if canvas.aligned else 0), canvas.length).positions)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -21,10 +20,13 @@ Match = Literal["exact", "subset"]
 
 
 def within(guesses: Guesses, state: Canvas) -> Guesses:
-    """Guesses with those marked open that a state may decide next: its open positions of its own block."""
-    positions = guesses.positions
-    inside = (positions >= state.low) & (positions < state.high)
-    return replace(guesses, open=inside & state.open[np.minimum(positions, state.length - 1)])
+    """Guesses about a state's own block, those marked open that it may decide next."""
+    low, high = np.searchsorted(guesses.positions, (state.low, state.high))
+    positions = guesses.positions[low:high]
+    return Guesses(
+        positions, guesses.tokens[low:high], guesses.logprob[low:high], guesses.score[low:high], guesses.entropy[low:high],
+        state.open[positions],
+    )  # fmt: skip
 
 
 def stepped(state: Canvas, guesses: Guesses, transition: Transition) -> Canvas:

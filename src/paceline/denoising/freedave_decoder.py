@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from paceline.denoising.freedave_branches import batched, joined, scratch_of
 from paceline.denoising.freedave_chain import Match, chain, walk, within
 from paceline.denoising.guesses import Guesses
 from paceline.denoising.reading import read
+from paceline.denoising.sparsed import Sparse
 
 Mode = Literal["batch", "tree", "sequential"]
 
@@ -91,22 +93,29 @@ class DraftAndVerify(Denoiser):
 
     def task(self, canvas: Canvas, views: Many[MemoryView], sampling: Sampling, room: int) -> DraftTask:
         plain = Denoiser.task(self, canvas, views, sampling, room)
-        (look,) = plain.looks
         asked = plain.asked
         if len(asked) and self.ahead:
             further = np.arange(canvas.high, min(canvas.high + self.ahead * canvas.block, canvas.length))
             asked = np.concatenate([asked, further])
         memo = canvas.memo or Memo()
-        states = chain(canvas, memo.guesses, self.drafts, self.transition) if len(asked) else (canvas,)
+        states = chain(canvas, memo.guesses, self._reach(canvas), self.transition) if len(asked) else (canvas,)
         if self.mode == "sequential":
             return DraftTask(canvas, plain.looks, sampling, asked, states, len(memo.found))
-        looks = (joined(look, canvas, len(states)),) if self.mode == "tree" else batched(look, canvas, len(states))
+        if self.mode == "tree":
+            looks = tuple(joined(look, canvas, len(states)) for look in plain.looks)
+        else:  # state by state, so that the canvas's own looks come first and the two of a state, with guidance, together
+            branches = [batched(look, canvas, len(states)) for look in plain.looks]
+            looks = tuple(look for state in zip(*branches, strict=True) for look in state)
         return DraftTask(canvas, looks, sampling, asked, states, 0, len(states))
 
     def ids(self, task: Task, look: int) -> list[int]:
         ids: list[int] = []
-        for state, (low, high) in zip(_states(task, look), _stretches(task, look), strict=True):
-            ids.extend(state.ids[np.asarray(task.looks[look].positions[low:high])].tolist())
+        for state, (low, high) in zip(self._states(task, look), self._stretches(task, look), strict=True):
+            positions = np.asarray(task.looks[look].positions[low:high])
+            found = state.ids[positions]
+            if look % self.views:  # without the prompt
+                found = np.where(positions < state.prompt, state.mask, found)
+            ids.extend(found.tolist())
         return ids
 
     def logit_rows(self, task: Task, look: int) -> list[int]:
@@ -114,7 +123,7 @@ class DraftAndVerify(Denoiser):
         predictors = task.asked - int(self.spec.shifted)
         if not len(predictors):
             return rows
-        for low, high in _stretches(task, look):
+        for low, high in self._stretches(task, look):
             rows.extend((low + np.searchsorted(np.asarray(task.looks[look].positions[low:high]), predictors)).tolist())
         return rows
 
@@ -125,6 +134,8 @@ class DraftAndVerify(Denoiser):
         if not asking:
             return
         read_for = [replace(task, canvas=state) for task in asking for state in task.fed]
+        if self.guidance:
+            logits = self._guided(list(read_for), self._by_state(asking, logits))
         if self.hooks is not None:
             logits = self._hooked(self.hooks, list(read_for), logits)
         answers = iter(read(logits, [self._question(task) for task in read_for], self.reading, self.rule.entropy))
@@ -145,6 +156,36 @@ class DraftAndVerify(Denoiser):
         """Indices of the states to go through, given what a forward says about each."""
         return walk(states, found, self.transition, self.match)
 
+    def _reach(self, canvas: Canvas) -> int:
+        """States that may share a forward: no draft goes beyond the step whose attention chooses what later steps attend to."""
+        if not isinstance(self.policy, Sparse):
+            return self.drafts
+        before = self.policy.chooses(canvas) - canvas.steps
+        return self.drafts if before < 0 else max(1, min(self.drafts, before))
+
+    def _by_state(self, tasks: Many[DraftTask], logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:
+        """Logits with the two looks of each state one after the other, as they are but where all states share a look."""
+        if self.mode != "tree":
+            return logits
+        parts = torch.split(logits, [self.views * task.count * len(task.asked) for task in tasks])
+        shapes = [(self.views, task.count, len(task.asked), -1) for task in tasks]
+        with torch.inference_mode():
+            return torch.cat([part.view(shape).transpose(0, 1).flatten(0, 2) for part, shape in zip(parts, shapes, strict=True)])
+
+    def _states(self, task: Task, look: int) -> tuple[Canvas, ...]:
+        """States whose rows a look holds."""
+        assert isinstance(task, DraftTask)
+        shared = len(task.looks) == self.views
+        return task.fed if shared else task.fed[look // self.views :][:1]
+
+    def _stretches(self, task: Task, look: int) -> list[tuple[int, int]]:
+        """Rows of each state of a look; only the first one's may begin with rows that are stored."""
+        here = task.looks[look]
+        states, rows = len(self._states(task, look)), len(here.positions)
+        width = (rows - here.keep) // states
+        edges = [0, *(here.keep + width * (index + 1) for index in range(states))]
+        return list(pairwise(edges))
+
     def _verify(self, task: DraftTask, found: Many[Guesses]) -> None:
         """Go along the drafted states as far as they agree, then take the step that follows from the last one."""
         canvas = task.canvas
@@ -162,21 +203,6 @@ class DraftAndVerify(Denoiser):
     def _shown(self, canvas: Canvas) -> None:
         if self.hooks is not None:
             self.hooks.tokens(canvas.steps - 1, canvas)
-
-
-def _states(task: Task, look: int) -> tuple[Canvas, ...]:
-    """States whose rows a look holds."""
-    assert isinstance(task, DraftTask)
-    return task.fed if len(task.looks) == 1 else task.fed[look : look + 1]
-
-
-def _stretches(task: Task, look: int) -> list[tuple[int, int]]:
-    """Rows of each state of a look; only the first one's may begin with rows that are stored."""
-    here = task.looks[look]
-    states, rows = len(_states(task, look)), len(here.positions)
-    width = (rows - here.keep) // states
-    edges = [0, *(here.keep + width * (index + 1) for index in range(states))]
-    return list(pairwise(edges))
 
 
 def _follow(canvas: Canvas, before: Canvas, after: Canvas) -> None:

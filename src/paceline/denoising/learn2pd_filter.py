@@ -25,7 +25,13 @@ Weights = npt.NDArray[np.float32]
 
 VERSION = 1
 ENTRY = "paceline.filter"
-COMMAND = "paceline train learn2pd MODEL --out FILE"
+COMMAND = "paceline train learn2pd MODEL"
+BESIDE = "model"  # in place of a file's name: the one that lies beside the model
+
+
+def file_name(block: int | Literal["*"]) -> str:
+    """Name of the filter for blocks of a size, in the folder of the model that it was trained for; `*` is a pattern for all sizes."""
+    return f"learn2pd-{block}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,22 @@ class Cell:
     final: float
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Options of LocalLeap.
+
+    Args:
+        radius, relaxed: see `LocalLeapConfig`.
+        count: predictions up to the radius that reach the relaxed threshold.
+        wrong: share of them that changed later.
+    """
+
+    radius: int
+    relaxed: float
+    count: int
+    wrong: float
+
+
 def predictions(seen: Sequence[tuple[Canvas, Guesses]], anchor: float) -> Predictions:
     """All predictions that were watched.
 
@@ -89,16 +105,21 @@ def predictions(seen: Sequence[tuple[Canvas, Guesses]], anchor: float) -> Predic
         seen: by `Watch`, of finished answers.
         anchor: probability that makes an open position an anchor.
     """
-    parts: list[tuple[Floats, Floats, Flags]] = []
+    parts: list[Predictions] = []
     for canvas, guesses in seen:
         chance = np.exp(guesses.logprob)
         anchors: Ints = guesses.positions[guesses.open & (chance >= anchor)]
         away = distances(guesses.positions, anchors)
         kept: Flags = canvas.ids[guesses.positions] == guesses.tokens
-        parts.append((chance[guesses.open], away[guesses.open], kept[guesses.open]))
+        parts.append(Predictions(chance[guesses.open], away[guesses.open], kept[guesses.open]))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """All predictions of several answers."""
     if not parts:
         return Predictions(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
-    confidence, distance, final = (np.concatenate(column) for column in zip(*parts, strict=True))
+    confidence, distance, final = (np.concatenate([getattr(part, name) for part in parts]) for name in ("confidence", "distance", "final"))
     return Predictions(confidence, distance, final.astype(bool))
 
 
@@ -134,13 +155,37 @@ def suggested(found: Predictions, error: float, furthest: int = 16, least: int =
         furthest: distances 1 to this one.
         least: predictions that a threshold must rest on; with fewer at a distance, the threshold is 1.
     """
-    thresholds = []
-    for distance in range(1, furthest + 1):
-        here = found.distance == distance
-        order = np.argsort(-found.confidence[here], kind="stable")
-        confidence, wrong = found.confidence[here][order], np.cumsum(~found.final[here][order])
-        counts = np.arange(1, len(order) + 1)
-        ends = np.append(confidence[1:] < confidence[:-1], True)[: len(order)]  # equal confidences pass or fail together
-        good = np.flatnonzero((wrong <= error * counts) & (counts >= least) & ends)
-        thresholds.append(float(confidence[good[-1]]) if len(good) else 1.0)
-    return thresholds
+    return [_lowest(found, found.distance == distance, error, least)[0] for distance in range(1, furthest + 1)]
+
+
+def best_setting(found: Predictions, anchor: float, error: float, furthest: int = 16, least: int = 20) -> Setting | None:
+    """The radius and relaxed threshold that let LocalLeap decide the most predictions near anchors.
+
+    Args:
+        found: to choose by; of anchors with probability `anchor`.
+        anchor: above this relaxing changes nothing.
+        error, furthest, least: as for `suggested`, over all distances up to the radius together.
+
+    Returns:
+        `None` where no threshold below the anchors' meets the wanted error.
+    """
+    best: Setting | None = None
+    for radius in range(1, furthest + 1):
+        near = (found.distance >= 1) & (found.distance <= radius)
+        relaxed, count, wrong = _lowest(found, near, error, least)
+        if relaxed < anchor and (best is None or count > best.count):
+            best = Setting(radius, relaxed, count, wrong)
+    return best
+
+
+def _lowest(found: Predictions, here: Flags, error: float, least: int) -> tuple[float, int, float]:
+    """Lowest confidence from which on some predictions are final but for a share `error`, how many those are, and their actual share."""
+    order = np.argsort(-found.confidence[here], kind="stable")
+    confidence, wrong = found.confidence[here][order], np.cumsum(~found.final[here][order])
+    counts = np.arange(1, len(order) + 1)
+    ends = np.append(confidence[1:] < confidence[:-1], True)[: len(order)]  # equal confidences pass or fail together
+    good = np.flatnonzero((wrong <= error * counts) & (counts >= least) & ends)
+    if not len(good):
+        return 1.0, 0, 0.0
+    last = int(good[-1])
+    return float(confidence[last]), last + 1, float(wrong[last] / (last + 1))

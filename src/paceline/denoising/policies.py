@@ -71,7 +71,11 @@ class Prefix:
     """
 
     refresh: int = 0
-    anew: bool = False
+
+    @property
+    def anew(self) -> bool:
+        """Only where every forward computes everything; else the position before the block is not fed until it ends, or is renewed."""
+        return self.refresh == 1
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
         return canvas_rows(canvas, view, range(0 if _renews(canvas, self.refresh) else canvas.low, canvas.length))
@@ -88,7 +92,11 @@ class Dual:
     """
 
     refresh: int = 0
-    anew: bool = False
+
+    @property
+    def anew(self) -> bool:
+        """Only where every forward computes everything; else the position before the block is not fed until it ends, or is renewed."""
+        return self.refresh == 1
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
         whole = _renews(canvas, self.refresh)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import floor
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +26,9 @@ from paceline.denoising.schedule import Schedule
 LONG = 4096  # positions from which on the paper's settings for long contexts are taken
 SHORT_TILE, LONG_TILE = 32, 128
 SHORT_KEEP, LONG_KEEP = 0.5, 0.3
+SHARED = 0  # place in `Canvas.patterns` of what all memories follow
+Heads = Literal["query", "kv"]
+Guided = Literal["own", "shared"]
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +37,8 @@ class Patterns:
 
     Args:
         prompt: length of the prompt.
-        tile, keep, select: see `choose_pattern`.
+        tile, keep, select, shared: see `choose_pattern`.
+        owner: identity of the memory whose rows choose.
         layers: filled by one forward.
     """
 
@@ -41,6 +46,8 @@ class Patterns:
     tile: int
     keep: float
     select: Select
+    shared: bool = False
+    owner: int = 0
     layers: dict[int, BlockPattern] = field(default_factory=dict)
 
     @property
@@ -70,7 +77,7 @@ class Choosing:
     ) -> Float[Tensor, "rows heads head_dim"]:
         """Of all positions of the canvas."""
         own = self.patterns
-        chosen = choose_pattern(query, keys, own.prompt, tile=own.tile, keep=own.keep, scale=scale, select=own.select)
+        chosen = choose_pattern(query, keys, own.prompt, tile=own.tile, keep=own.keep, scale=scale, select=own.select, shared=own.shared)
         own.layers[layer] = chosen
         return dense(query, keys, values, scale)
 
@@ -108,6 +115,8 @@ class Sparse:
         full: number of steps that attend to everything, the one that chooses included; 0 leaves it to `skip`.
         select: see `choose_pattern`; `reference` also makes one more step full, as released code does.
         schedule: of the commit rule, if it has one.
+        heads: patterns of every query head, or one for all that share keys and values (`kv`).
+        guided: with guidance, the canvas without the prompt has patterns of its own, or those of the other one (`shared`).
     """
 
     inner: ForwardPolicy
@@ -117,6 +126,8 @@ class Sparse:
     full: int = 0
     select: Select = "isolated"
     schedule: Schedule | None = None
+    heads: Heads = "query"
+    guided: Guided = "own"
 
     @property
     def anew(self) -> bool:
@@ -131,13 +142,17 @@ class Sparse:
         """What the next forward's rows attend with; the usual attention in the first steps."""
         if canvas.steps < self.chooses(canvas):
             return None
-        known: Patterns | None = canvas.patterns.get(id(view))
+        place = id(view) if self.guided == "own" else SHARED
+        known: Patterns | None = canvas.patterns.get(place)
         if known is not None and known.length >= canvas.length:
             return Following(known)
+        if known is not None and known.owner != id(view):
+            return None  # the canvas with the prompt chooses in this forward
         long = canvas.length >= LONG
         tile = self.tile or (LONG_TILE if long else SHORT_TILE)
-        fresh = Patterns(canvas.prompt, tile, self.keep or (LONG_KEEP if long else SHORT_KEEP), self.select)
-        canvas.patterns[id(view)] = fresh
+        keep = self.keep or (LONG_KEEP if long else SHORT_KEEP)
+        fresh = Patterns(canvas.prompt, tile, keep, self.select, self.heads == "kv", id(view))
+        canvas.patterns[place] = fresh
         return Choosing(fresh)
 
     def chooses(self, canvas: Canvas) -> int:

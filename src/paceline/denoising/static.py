@@ -31,7 +31,7 @@ class StaticConfig(DenoisingConfig):
             (SDAR), or Dream's `origin` (independent chances, schedule `dream`), `maskgit_plus`, `topk_margin` and `entropy`, which look at
             the tempered and filtered law.
         alg_temp: above 0, positions are drawn with odds `exp(confidence / alg_temp)` instead of taken in order.
-        ban_eos: never predict the end of text (LLaDA `logits_eos_inf`).
+        ban_eos: never predict the end of text that fills answers up (LLaDA `logits_eos_inf`); where a model has several ends, its first.
         unsure_eos: decide ends of text last (LLaDA `confidence_eos_eot_inf`).
         compat: let the mask itself be predicted, as released code does; such positions stay masked.
     """
@@ -83,7 +83,7 @@ class Static:
             context,
             _rule(config),
             measure=MEASURES.get(config.algorithm, "probability"),
-            banned=context.eos if config.ban_eos else (),
+            banned=context.eos[:1] if config.ban_eos else (),
             unsure=context.eos if config.unsure_eos else (),
             compat=config.compat,
             steps=config.steps,

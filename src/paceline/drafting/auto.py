@@ -24,7 +24,7 @@ TRIAL = 8  # steps that every drafter gets first
 BURST = 4  # steps of a later trial
 SOON, LATE = 64, 4096  # steps to the next trial of a drafter that was worse: at first, and at most
 MEMORY = 64  # steps that a rate remembers
-PATIENCE = 8  # steps in a row for which a part had nothing worth sending, until it is asked less often
+PATIENCE = 8  # steps in a row in which nothing drafted was accepted, until a part is asked less often
 REST = 16  # steps between two questions in the end: on text that cannot be drafted, asking is all that a drafter costs
 
 
@@ -79,7 +79,7 @@ class Auto:
         self._steps = 0
         self._running = 0  # the part that drafts
         self._left = 0  # steps before the choice is open again
-        self._idle = 0  # steps in a row without a draft
+        self._idle = 0  # steps in a row in which nothing drafted was accepted
         self._asked = True
         self._counted: Rate | None = None
         self._begun = 0.0
@@ -105,16 +105,14 @@ class Auto:
         beyond = self._idle - PATIENCE
         self._asked = (beyond < REST and beyond.bit_count() <= 1) or beyond % REST == 0 or beyond < 0
         if not self._asked:
-            self._idle += 1
             return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
-        trees = self.parts[self._running].propose(sequences, limits)
-        self._idle = self._idle + 1 if all(len(tree) == 1 for tree in trees) else 0
-        return trees
+        return self.parts[self._running].propose(sequences, limits)
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
         """The part that drafted learns; the others catch up when it is their turn."""
         if self._asked:
             self.parts[self._running].observe(sequences, trees, verdicts, taps)
+        self._idle = 0 if any(verdict.accepted for verdict in verdicts) else self._idle + 1
         if self._counted is not None:
             self._counted.observe(sum(len(verdict.tokens) for verdict in verdicts), perf_counter() - self._begun)
 

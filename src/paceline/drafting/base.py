@@ -17,6 +17,7 @@ from paceline.core.verdict import Verdict
 
 if TYPE_CHECKING:
     from paceline.core.batch import ForwardBatch, ForwardResult
+    from paceline.models.decoder import Decoder
 
 USUAL_DRAFT = 64  # nodes that a method is given room for if its options do not say how many it wants
 
@@ -69,6 +70,8 @@ class DraftContext:
         vocabularies: ids of the pieces of sources and of targets, where an encoder-decoder has a vocabulary for each; else `None`.
         network: the draft network that the user named, where it is no decoder (see `engine.draft_network`).
         coupled: whether samples are judged with the numbers of plain sampling; who draws with the same numbers is accepted more often.
+        target: the target's network, whose embedding table and head small networks may read; never to be modified.
+        view: makes a runner over the target's weights with a memory of its own, for so many tokens: for drafts by the target itself.
     """
 
     vocabulary: int
@@ -78,6 +81,8 @@ class DraftContext:
     vocabularies: tuple[Mapping[str, int], Mapping[str, int]] | None = None
     network: Any = None
     coupled: bool = False
+    target: Decoder | None = None
+    view: Callable[[int], ForwardRunner] | None = None
 
 
 class Drafter(Protocol):
@@ -94,7 +99,7 @@ class Drafter(Protocol):
         """Learn from what was accepted. `sequences` already hold the emitted tokens; called before finished ones are released.
 
         `trees` are the drafter's own. One that taps logits gets the trees as they were judged, composed with others' or not: the rows of
-        `taps.logits` are theirs.
+        `taps.logits` and of `taps.laws` are theirs.
         """
 
     def release(self, sequence: Sequence) -> None:

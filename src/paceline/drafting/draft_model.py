@@ -1,8 +1,8 @@
 """A smaller model drafts: a chain, or a static tree grown layer by layer, over a memory of its own.
 
 Speculative decoding (Leviathan et al. 2023; Chen et al. 2023), static trees as in SpecInfer (Miao et al. 2024) and Sequoia
-(Chen et al. 2024): siblings are drawn without replacement from the draft's distribution when the target samples, and are the likeliest
-tokens when it is greedy.
+(Chen et al. 2024): siblings are drawn from the draft's distribution when the target samples, without replacement (Sequoia) or with it
+(SpecInfer), and are the likeliest tokens when it is greedy.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class DraftModelConfig:
         length: depth of the draft.
         branching: children per node at each depth, `x`-separated as in `3x2x1`; empty is a chain. Depths beyond the list have one.
         temperature: of the draft when the target samples; negative means the target's own.
+        replacement: draw siblings independently, as SpecInfer does, and judge them by its rule; they may repeat, so fewer are accepted.
     """
 
     length: int = 4
     branching: str = ""
     temperature: float = -1.0
+    replacement: bool = False
 
     def __post_init__(self) -> None:
         if self.length < 0:
@@ -59,7 +61,7 @@ class DraftModel(StaticDrafter):
     Config = DraftModelConfig
 
     def __init__(self, config: DraftModelConfig, runner: ForwardRunner, eos: frozenset[int], coupled: bool = False) -> None:
-        super().__init__(runner, eos, config.temperature, coupled)
+        super().__init__(runner, eos, config.temperature, coupled, config.replacement)
         self.config = config
         self._shapes: dict[tuple[int, ...], Shape] = {}
 

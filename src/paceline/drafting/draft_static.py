@@ -18,7 +18,7 @@ from paceline.core.tree import ROOT, Distribution, TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftLimits, ForwardRunner
 from paceline.drafting.draft_lanes import DraftLanes
-from paceline.drafting.growth import Growth, draw_counters, draw_without_replacement
+from paceline.drafting.growth import Growth, draw_counters, draw_with_replacement, draw_without_replacement
 from paceline.planning.static_tree import Shape
 
 
@@ -33,7 +33,7 @@ class Filling:
 
 
 class StaticDrafter(ABC):
-    """Fills a shape: draws without replacement for a sampling target, the likeliest tokens for a greedy one.
+    """Fills a shape: draws, without replacement or with it, for a sampling target, the likeliest tokens for a greedy one.
 
     If samples are judged with the random numbers of plain sampling, it draws with these very numbers: where both models' laws are close,
     so are the tokens that one number picks from them. Such children count as chosen, which sample-and-match judges exactly whatever they
@@ -42,14 +42,17 @@ class StaticDrafter(ABC):
 
     taps: TapRequest = NO_TAPS
 
-    def __init__(self, runner: ForwardRunner, eos: frozenset[int], temperature: float, coupled: bool = False) -> None:
+    def __init__(
+        self, runner: ForwardRunner, eos: frozenset[int], temperature: float, coupled: bool = False, replacement: bool = False
+    ) -> None:
         """Args:
         runner: the draft model.
         eos: ids after which nothing is drafted.
         temperature: of the draft when the target samples; negative means the target's own.
         coupled: draw with the target's random numbers.
+        replacement: draw siblings independently of each other, so that they may repeat; without effect on coupled draws.
         """
-        self.runner, self.eos, self.temperature, self.coupled = runner, eos, temperature, coupled
+        self.runner, self.eos, self.temperature, self.coupled, self.replacement = runner, eos, temperature, coupled, replacement
         self._lanes = DraftLanes(runner)
 
     @abstractmethod
@@ -109,7 +112,9 @@ class StaticDrafter(ABC):
                     growth.q[node] = Distribution(probs)
                     counters = draw_counters(len(sequence.tokens), node, width)
                     numbers = [uniform(sequence.seed, position, Purpose.DRAFT, counter) for counter in counters]
-                fresh.extend(self._add(filling, draw_without_replacement(probs, width, numbers), node))
+                independent = self.replacement and not self.coupled
+                drawn = draw_with_replacement(probs, numbers) if independent else draw_without_replacement(probs, width, numbers)
+                fresh.extend(self._add(filling, drawn, node))
         growth.frontier = [node for node in fresh if growth.token[node] not in self.eos and filling.shape[filling.spot[node]]]
 
     @staticmethod
@@ -134,6 +139,6 @@ class StaticDrafter(ABC):
         if filling is None:
             self._lanes.keep(sequence, [])  # nothing was read for this step; the next draft catches up
             return TokenTree.chain(sequence.tokens[-1])
-        tree, order = filling.growth.tree(sampled=not sequence.request.sampling.greedy)
+        tree, order = filling.growth.tree(not sequence.request.sampling.greedy, self.replacement)
         self._lanes.keep(sequence, [filling.growth.row[node] for node in order])
         return tree

@@ -32,8 +32,13 @@ class Growth:
         self.row.append(None)
         return len(self.token) - 1
 
-    def tree(self, sampled: bool) -> tuple[TokenTree, list[int]]:
-        """The grown tree in DFS pre-order, and the growth index of each of its nodes."""
+    def tree(self, sampled: bool, replacement: bool = False) -> tuple[TokenTree, list[int]]:
+        """The grown tree in DFS pre-order, and the growth index of each of its nodes.
+
+        Args:
+            sampled: children were drawn, from the laws in `q`.
+            replacement: and siblings independently of each other.
+        """
         children: list[list[int]] = [[] for _ in self.token]
         for node in range(1, len(self.token)):
             children[self.parent[node]].append(node)
@@ -45,7 +50,7 @@ class Growth:
             stack.extend(reversed(children[node]))
         place = {node: at for at, node in enumerate(order)}
         parent = tuple(-1 if node == ROOT else place[self.parent[node]] for node in order)
-        proposal = Proposal({place[node]: q for node, q in self.q.items()}) if sampled and self.q else None
+        proposal = Proposal({place[node]: q for node, q in self.q.items()}, replacement) if sampled and self.q else None
         return TokenTree(tuple(self.token[node] for node in order), parent, proposal), order
 
     @property
@@ -75,6 +80,16 @@ def draw_without_replacement(probs: Float[Tensor, " vocabulary"], count: int, nu
         tokens.append(token)
         left[token] = 0.0
     return tokens
+
+
+def draw_with_replacement(probs: Float[Tensor, " vocabulary"], numbers: Many[float]) -> list[int]:
+    """One token per number by inverse-CDF draws from one law, repetitions included (SpecInfer, arXiv 2305.09781, sec. 4.3).
+
+    Args:
+        probs: float64 (vocabulary,), of any mass; without any, nothing is drawn.
+        numbers: uniform in [0, 1).
+    """
+    return [token for number in numbers for token in draw_without_replacement(probs, 1, (number,))]
 
 
 def draw_counters(step: int, node: int, width: int) -> range:

@@ -15,7 +15,7 @@ import torch
 
 from paceline.core.batch import TapRequest, Taps
 from paceline.core.request import Sequence
-from paceline.core.tree import ROOT, Distribution, TokenTree
+from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftContext, DraftLimits
 from paceline.drafting.prompt_lookup import PromptLookup, PromptLookupConfig
@@ -26,7 +26,7 @@ from paceline.drafting.stand_learning import UNKNOWN, Lesson, along, learn
 from paceline.drafting.stand_scope import Spaces
 from paceline.drafting.stand_table import Entry, NgramTable
 from paceline.drafting.stand_template import RankPath, Template, default_template, named_template
-from paceline.drafting.stand_walk import NO_DRAW, Spot, Walk, gumbel
+from paceline.drafting.stand_walk import NO_DRAW, NO_NOISE, Spot, Walk, draw, gumbel
 from paceline.planning.cost import ForwardCost, StepWatch
 
 COPIES = PromptLookupConfig(length=12)
@@ -54,7 +54,7 @@ class Stand:
         vocabulary: int = 0,
     ) -> None:
         self.config, self.eos, self.template, self.cost, self.vocabulary = config, eos, template, cost, vocabulary
-        self.taps = TapRequest(logits=True, prompt_logits=config.observe_prompt)
+        self.taps = TapRequest(logits=True, prompt_logits=config.observe_prompt, laws=True)
         self.table = NgramTable(config.candidates, config.max_entries)
         self._watch = None if cost is None else StepWatch(cost)
         self._patience: dict[int, Patience] = {}
@@ -131,7 +131,7 @@ class Stand:
                 if tree is walk.tree:
                     self._review(walk, verdict)
             start += len(tree)
-        learn(self.table, self.config, lessons, taps.logits)
+        learn(self.table, self.config, lessons, taps.logits, taps.laws)
         if self._prospects is not None and trees:
             self._prospects.stepped(sum(map(len, trees)), sum(len(verdict.tokens) for verdict in verdicts))
 
@@ -253,23 +253,20 @@ class Stand:
         known = [(spot, found) for spot in live if (found := self._row(spot)) is not None]
         if not known:
             return [], 0
-        spots = [spot for spot, _ in known]
-        ids, probs = self.table.gather([row for _, (row, _) in known])
-        q = probs / probs.sum(-1, keepdims=True)  # what is drawn from: only here are stored probabilities renormalised
-        order = np.argsort(-(np.log(np.where(q > 0, q, 1.0)) + self._noise(spots)), axis=-1, kind="stable").tolist()
-        counts, shares = (q > 0).sum(-1).tolist(), q.tolist()
-        tokens, support = ids.tolist(), ids.astype(np.int64)
+        several = [spot for spot, (entry, _) in known if len(entry.ids) > 1]
+        noise = self._noise(several) if several else NO_NOISE
+        draws = draw(self.table, [entry for _, (entry, _) in known], noise)
         deeper: list[Spot] = []
         first = rows
-        for at, (spot, (_, length)) in enumerate(known):
+        for (spot, (_, length)), drawn in zip(known, draws, strict=True):
             walk, growth = spot.walk, spot.walk.growth
             reach, left = spot.reach, 1.0
-            for rank, place in enumerate([place for place in order[at] if place < counts[at]][: walk.widths[spot.path]]):  # as drawn
-                kind = Prospects.kind(length, rank, left if rank else max(shares[at]))
+            for rank, (token, share) in enumerate(zip(drawn.tokens[: walk.widths[spot.path]], drawn.shares, strict=False)):
+                kind = Prospects.kind(length, rank, left if rank else drawn.peak)
                 chance = self._worth(walk, kind, reach, rows)
                 if chance is None:
                     break
-                token, path = tokens[at][place], (*spot.path, rank)
+                path = (*spot.path, rank)
                 child = growth.add(token, spot.node)
                 walk.paths.append(path)
                 walk.kinds.append(kind)
@@ -277,10 +274,9 @@ class Stand:
                 if path in walk.widths and token not in walk.ends:
                     deeper.append(Spot(walk, child, path, (*spot.context, token), reach * chance))
                 reach *= 1.0 - chance
-                left -= shares[at][place]
+                left -= share
             if walk.sampled and len(growth.token) > 1 and growth.parent[-1] == spot.node:
-                size = counts[at]
-                growth.q[spot.node] = Distribution(torch.from_numpy(q[at, :size]), torch.from_numpy(support[at, :size]))
+                growth.q[spot.node] = drawn.law
         return deeper, rows - first
 
     def _worth(self, walk: Walk, kind: int, reach: float, rows: int) -> float | None:

@@ -121,7 +121,8 @@ def _space(entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], number: i
         raise ValueError("arrays of different length")
     if len(length) and (length.min() < 1 or count.min() < 1 or ids.min() < 0 or ids.max() >= vocabulary):
         raise ValueError("ids or counts out of range")
-    if not np.isfinite(probs).all() or (probs < 0).any() or (probs.sum(-1) > 1.001).any() or (np.diff(probs, axis=-1) > 0).any():
+    sane = np.isfinite(probs).all() and (probs >= 0).all() and (probs[:, :1] > 0).all() and (probs.sum(-1) <= 1.001).all()
+    if not sane or (np.diff(probs, axis=-1) > 0).any():
         raise ValueError("rows that are no probabilities, largest first")
     ends = length.cumsum().tolist()
     tokens = flat.tolist()

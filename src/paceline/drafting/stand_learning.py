@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +21,7 @@ from paceline.drafting.stand_scope import Space
 from paceline.drafting.stand_table import Context, Entry, NgramTable
 
 UNKNOWN = -1  # what follows a node that was judged and rejected
+NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +50,37 @@ def along(space: Space, sequence: Sequence, longest: int, start: int, rows: int)
     return [Lesson(space, sampling, tuple(tokens[max(0, at + 1 - longest) : at + 1]), at - start, tokens[at + 1]) for at in places]
 
 
-def learn(table: NgramTable, config: StandConfig, lessons: Many[Lesson], logits: Float[Tensor, "rows vocabulary"]) -> None:
-    """Average the laws of some rows into the table, for every context length, in the order given."""
+def learn(
+    table: NgramTable,
+    config: StandConfig,
+    lessons: Many[Lesson],
+    logits: Float[Tensor, "rows vocabulary"],
+    judged: Mapping[int, Float[Tensor, " vocabulary"]] = NOTHING,
+) -> None:
+    """Average the laws of some rows into the table, for every context length, in the order given.
+
+    Args:
+        logits: processed, as taps hand them over.
+        judged: laws that verification has worked out already, by row; what they lack is worked out here, with the same bits.
+    """
+    laws: dict[int, Float[Tensor, " vocabulary"]] = {}  # by lesson
     groups: dict[tuple[float, ...], list[int]] = {}
     for at, lesson in enumerate(lessons):
-        groups.setdefault(law_of(lesson.sampling), []).append(at)
-    laws: dict[int, Entry] = {}
+        known = None if lesson.sampling.greedy else judged.get(lesson.row)
+        if known is None:
+            groups.setdefault(law_of(lesson.sampling), []).append(at)
+        else:
+            laws[at] = known
     for members in groups.values():
         rows = torch.tensor([lessons[at].row for at in members], device=logits.device)
-        law = target_distribution(logits[rows], remembered(lessons[members[0]].sampling, config.greedy_temperature)).float()
-        if config.said > 0:
-            law = _leaning(law, [lessons[at].said for at in members], config.said)
-        laws.update(zip(members, _likeliest(law, config.candidates), strict=True))
+        remember = remembered(lessons[members[0]].sampling, config.greedy_temperature)
+        laws.update(zip(members, target_distribution(logits[rows], remember), strict=True))
+    said = [lesson.said for lesson in lessons] if config.said > 0 else None
+    entries = _entries([laws[at] for at in range(len(lessons))], config, said)
     lengths = config.lengths
-    for at, lesson in enumerate(lessons):
+    for lesson, entry in zip(lessons, entries, strict=True):
         contexts = [lesson.context[-length:] for length in lengths if length <= len(lesson.context)]
-        table.observe(lesson.space, contexts, laws[at])
+        table.observe(lesson.space, contexts, entry)
 
 
 def remembered(sampling: Sampling, greedy_temperature: float) -> Sampling:
@@ -78,16 +97,31 @@ def _leaning(law: Float[Tensor, "rows vocabulary"], said: list[int], weight: flo
     return (law * (1 - share)).scatter_add_(-1, place, share)
 
 
-def _likeliest(law: Float[Tensor, "rows vocabulary"], count: int) -> list[Entry]:
-    """The `count` largest probabilities of each row. Laws that are nearly certain, as most are, need no search among all tokens."""
-    if law.device.type == "cpu":
-        table = law.numpy()
-        few = [np.flatnonzero(row) for row in table]
-        if all(len(ids) <= count for ids in few):
-            found = []
-            for row, ids in zip(table, few, strict=True):
-                order = np.argsort(-row[ids], kind="stable")
-                found.append(Entry.of(ids[order].tolist(), row[ids[order]].tolist()))
-            return found
-    best, tokens = top(law, min(count, law.shape[-1]))
+def _entries(laws: Many[Float[Tensor, " vocabulary"]], config: StandConfig, said: list[int] | None) -> list[Entry]:
+    """The likeliest tokens of each law.
+
+    Args:
+        said: what followed each, where that is mixed in.
+    """
+    if not laws:
+        return []
+    if said is None and laws[0].device.type == "cpu":
+        return [_likeliest(law.numpy(), config.candidates) for law in laws]
+    table = torch.stack(list(laws)).float()
+    if said is not None:
+        table = _leaning(table, said, config.said)
+    if table.device.type == "cpu":
+        return [_likeliest(law, config.candidates) for law in table.numpy()]
+    best, tokens = top(table, min(config.candidates, table.shape[-1]))
     return [Entry.of(ids, probs) for ids, probs in zip(tokens.tolist(), best.tolist(), strict=True)]
+
+
+def _likeliest(law: npt.NDArray[np.floating], count: int) -> Entry:
+    """The `count` largest probabilities of a law, of equal ones the lowest ids. Only what is not zero is looked at: mostly little."""
+    ids = np.flatnonzero(law)
+    probs = law[ids].astype(np.float32, copy=False)
+    if len(ids) > count:
+        keep = probs >= np.partition(probs, len(ids) - count)[len(ids) - count]
+        ids, probs = ids[keep], probs[keep]
+    order = np.argsort(-probs, kind="stable")[:count]  # ids ascend
+    return Entry.of(ids[order].tolist(), probs[order].tolist())

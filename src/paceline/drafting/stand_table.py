@@ -47,13 +47,13 @@ class Entry:
         """With one more law; `width` tokens are kept."""
         if self.ids == other.ids and self.probs == other.probs:  # to the bit, as laws that are certain mostly are
             return Entry(self.ids, self.probs, self.count + 1)
-        mean, fresh = dict(zip(self.ids, self.probs, strict=True)), dict(zip(other.ids, other.probs, strict=True))
+        count, fresh = self.count + 1, dict(zip(other.ids, other.probs, strict=True))
         # A mean moved by a share of the difference stays where it is, to the bit, when the same law is observed again.
-        for token in mean.keys() | fresh.keys():
-            old = mean.get(token, 0.0)
-            mean[token] = old + (fresh.get(token, 0.0) - old) / (self.count + 1)
-        best = sorted((-prob, token) for token, prob in mean.items() if prob > 0.0)[:width]
-        return Entry(tuple(token for _, token in best), tuple(-prob for prob, _ in best), self.count + 1)
+        mean = [(-(old + (fresh.pop(token, 0.0) - old) / count), token) for token, old in zip(self.ids, self.probs, strict=True)]
+        mean += [(-prob / count, token) for token, prob in fresh.items()]
+        mean.sort()
+        best = [pair for pair in mean[:width] if pair[0] < 0.0]
+        return Entry(tuple(token for _, token in best), tuple(-prob for prob, _ in best), count)
 
 
 class NgramTable:

@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from paceline.core.request import Sequence
 from paceline.core.rng import Purpose
-from paceline.core.tree import TokenTree
+from paceline.core.tree import Distribution, TokenTree
 from paceline.core.uniforms import stream, uniform_block
 from paceline.drafting.growth import Growth, draw_counters
 from paceline.drafting.stand_scope import Space
-from paceline.drafting.stand_table import Context
+from paceline.drafting.stand_table import Context, Entry, NgramTable
 from paceline.drafting.stand_template import RankPath
 
 NO_DRAW = -1  # the root was not drawn
+NO_NOISE: npt.NDArray[np.float64] = np.zeros((0, 0))
+WHOLE = torch.ones(1, dtype=torch.float64)  # probability of the only token there is
 
 
 @dataclass(slots=True)
@@ -64,6 +67,50 @@ class Spot:
     path: RankPath
     context: Context
     reach: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What the children of one node would be.
+
+    Args:
+        tokens: in the order they are drawn.
+        shares: probability of each in the law they are drawn from.
+        peak: the largest of these.
+        law: what they are drawn from.
+    """
+
+    tokens: list[int]
+    shares: list[float]
+    peak: float
+    law: Distribution
+
+
+def draw(table: NgramTable, entries: Many[Entry], noise: npt.NDArray[np.float64]) -> list[Draws]:
+    """All candidates of some entries in the order of Gumbel top-k: drawn without replacement. An entry of one token needs no draw.
+
+    Args:
+        table: that the entries are of.
+        noise: (entries of more than one token, candidates) Gumbel numbers.
+    """
+    several = [entry for entry in entries if len(entry.ids) > 1]
+    if several:
+        ids, probs = table.gather(several)
+        q = probs / probs.sum(-1, keepdims=True)  # what is drawn from: only here are stored probabilities renormalised
+        orders = np.argsort(-(np.log(np.where(q > 0, q, 1.0)) + noise), axis=-1, kind="stable").tolist()
+        support = ids.astype(np.int64)
+    drawn: list[Draws] = []
+    row = 0
+    for entry in entries:
+        size = len(entry.ids)
+        if size == 1:
+            drawn.append(Draws([entry.ids[0]], [1.0], 1.0, Distribution(WHOLE, torch.tensor(entry.ids))))
+            continue
+        order, shares = [place for place in orders[row] if place < size], q[row].tolist()
+        law = Distribution(torch.from_numpy(q[row, :size]), torch.from_numpy(support[row, :size]))
+        drawn.append(Draws([entry.ids[place] for place in order], [shares[place] for place in order], max(shares), law))
+        row += 1
+    return drawn
 
 
 def gumbel(spots: Many[Spot], candidates: int) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from paceline.core.errors import UsageError
+from paceline.core.options import read_options, split_options
 from paceline.drafting.base import Drafter
 from paceline.engine.loop import Engine, EngineConfig
 from paceline.engine.prompts import Tokenizer
@@ -134,25 +135,8 @@ def parse_batching(text: str) -> Batching:
     Raises:
         UsageError: for an unknown strategy or option, or a value it cannot have.
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    name, _, tail = text.strip().partition(":")
+    name, given = split_options(text, "batching")
     strategy = next((row for row in STRATEGIES if row.name == name), None)
     if strategy is None:
         raise UsageError(f"unknown batching {name!r}; known: {', '.join(row.name for row in STRATEGIES)}")
-    known = list(strategy.options.__dataclass_fields__)
-    given: dict[str, str] = {}
-    for item in filter(None, (piece.strip() for piece in tail.split(","))):
-        key, equals, value = item.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals:
-            raise UsageError(f"batching option {item!r} must read key=value, as in {name}:key=value")
-        if key not in known:
-            raise UsageError(f"batching {name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}")
-        given[key] = value.strip()
-    try:
-        return Batching(strategy, TypeAdapter(strategy.options).validate_python(given))
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = first["loc"][0] if first["loc"] else "?"
-        raise UsageError(f"batching {name!r}: option {option}={first.get('input')!r}: {first['msg']}") from None
+    return Batching(strategy, read_options(strategy.options, given, f"batching {name!r}"))

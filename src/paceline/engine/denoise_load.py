@@ -53,7 +53,8 @@ def denoising_engine(
     model = runner.decoder.config
     assert model.diffusion is not None
     tokens = model.vocabulary if tokenizer is None else min(model.vocabulary, tokenizer.size)
-    context = DenoiseContext(model.diffusion, model.vocabulary, tokens, model.eos, model_identity(runner.decoder))
+    folder = runner.decoder.folder
+    context = DenoiseContext(model.diffusion, model.vocabulary, tokens, model.eos, model_identity(runner.decoder), folder)
     (choice,) = choices
     if choice.method.name in STAND_INS:
         choice = registry.MethodChoice(registry.find(STAND_INS[choice.method.name]), choice.options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from paceline.core.request import FinishReason, Sequence
+from paceline.core.request import FinishReason, Request, Sequence
 from paceline.core.verdict import TokenLogprob, Verdict
 
 
@@ -89,6 +89,11 @@ class TextStream:
         return new
 
 
+def ends(request: Request, eos: frozenset[int]) -> frozenset[int]:
+    """Ids that end the output of a request; the one that does is part of its ids, not of its text."""
+    return request.stop_ids if request.ignore_eos else request.stop_ids | eos
+
+
 def cut(
     sequence: Sequence, verdict: Verdict, eos: frozenset[int], context: int, stream: TextStream | None
 ) -> tuple[tuple[int, ...], FinishReason | None]:
@@ -102,10 +107,10 @@ def cut(
         stream: decoded text of this sequence, when stop strings or streaming need it; the emitted tokens are pushed.
     """
     request = sequence.request
-    ends = request.stop_ids if request.ignore_eos else request.stop_ids | eos
+    last = ends(request, eos)
     room = min(sequence.remaining, context - len(sequence.tokens))
     for count, token in enumerate(verdict.tokens[:room], start=1):
-        if token in ends:
+        if token in last:
             return verdict.tokens[:count], FinishReason.STOP
         if stream is not None and stream.push(token):
             return verdict.tokens[:count], FinishReason.STOP

@@ -14,12 +14,13 @@ from paceline.core.request import FinishReason, Request
 from paceline.core.request import Sequence as Running
 from paceline.core.sampling import Sampling
 from paceline.core.verdict import TokenLogprob
-from paceline.engine.emission import Emission
+from paceline.engine.emission import Emission, ends
 from paceline.engine.lifecycle import Lifecycle
 from paceline.engine.output import Chunk, Output, Stats
-from paceline.engine.prompts import Prompt, Tokenizer, as_list, prompt_ids
+from paceline.engine.prompts import Prompt, Tokenizer, as_list, end_ids, prompt_ids, stop_strings
 from paceline.engine.runner import Runner
 from paceline.memory.ledger import Ledger
+from paceline.memory.slots import SlotMemory
 from paceline.verification.processors import check_sampling
 
 
@@ -70,7 +71,7 @@ class LLM:
         prompt: Prompt,
         sampling: Sampling | None = None,
         max_tokens: int = 128,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         priority: int = 0,
@@ -79,18 +80,21 @@ class LLM:
         """A validated request.
 
         Raises:
-            UsageError: for prompts or limits that cannot be served, naming the remedy.
+            UsageError: for prompts, settings or limits that cannot be served, naming the remedy.
         """
         ids = prompt_ids(prompt, self.tokenizer, self.prompt_vocabulary)
         ids, source = self._as_target(ids)
         if len(ids) >= self.engine.context:
             raise UsageError(f"the prompt has {len(ids)} tokens and the model's context ends at {self.engine.context}; shorten it")
-        check_sampling(sampling or Sampling(), self.vocabulary)
-        if stop and self.tokenizer is None:
+        chosen = Sampling() if sampling is None else sampling
+        if not isinstance(chosen, Sampling):
+            raise UsageError(f"sampling must be a paceline.Sampling, not a {type(chosen).__name__}")
+        check_sampling(chosen, self.vocabulary)
+        texts = stop_strings(stop)
+        if texts and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none; use stop_ids")
-        if any(not text for text in stop):
-            raise UsageError("a stop string is empty; remove it")
-        return Request(ids, sampling or Sampling(), max_tokens, tuple(stop), frozenset(stop_ids), ignore_eos, priority, tenant, source)
+        last = end_ids(stop_ids, self.vocabulary)
+        return Request(ids, chosen, max_tokens, texts, last, ignore_eos, priority, tenant, source)
 
     def _as_target(self, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the output continues, and the source of an encoder-decoder, checked for length."""
@@ -106,7 +110,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling: Sampling | None = None,
         max_tokens: int = 128,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         on_finish: Callable[[int], None] | None = None,
@@ -118,7 +122,7 @@ class LLM:
             prompts: text, a chat (list of `{"role", "content"}`), a list of ids, or a list of any of these.
             sampling: how tokens are chosen; greedy by default.
             max_tokens: most tokens per output.
-            stop, stop_ids: strings and ids that end an output.
+            stop, stop_ids: strings and ids that end an output; one string may stand alone.
             ignore_eos: keep going past the model's EOS.
             on_finish: called with the number of tokens of each sequence that finishes (progress).
             tenant: on whose behalf; see `Request`.
@@ -150,7 +154,7 @@ class LLM:
         prompt: Prompt,
         sampling: Sampling | None = None,
         max_tokens: int = 128,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         tenant: str = "",
@@ -184,7 +188,7 @@ class LLM:
         prompt: Prompt,
         sampling: Sampling | None = None,
         max_tokens: int = 128,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         tenant: str = "",
@@ -206,6 +210,9 @@ class LLM:
                 self.engine.cancel(active.sequence)
             for sequence in list(self.engine.scheduler.waiting):
                 self.engine.cancel(sequence)
+            memory = self.runner.memory
+            if isinstance(memory, SlotMemory):  # the dense cache keeps no prefixes
+                memory.reset()
 
     def _follow(self, member: Running) -> Iterator[Emission]:
         """Emissions of one sequence; runs steps for everybody while there are none."""
@@ -249,6 +256,9 @@ class LLM:
     def _text(self, member: Running) -> str:
         if self.tokenizer is None:
             return ""
-        text = self.tokenizer.decode(member.output)
+        ids = member.output
+        if ids and member.finish_reason is FinishReason.STOP and ids[-1] in ends(member.request, self.engine.eos):
+            ids.pop()
+        text = self.tokenizer.decode(ids)
         cuts = [at for at in (text.find(stop) for stop in member.request.stop) if at >= 0]
         return text[: min(cuts)] if cuts else text

@@ -53,15 +53,17 @@ def load(
         method: `NAME[:key=value,...]`, several joined by `+`; `paceline methods` lists them.
         draft: the draft model, where the method takes one; anything `model` accepts.
         device: where to run; a GPU if there is one.
-        dtype: of weights and KV; the checkpoint's own, or float32 for small models on a CPU that cannot multiply bf16.
-        exact: bit-exact mode: logits of plain and speculative chain decoding agree bit for bit.
+        dtype: of weights and KV; the checkpoint's own, or float32 for small models on a CPU that cannot multiply bf16. Loaded models keep
+            their type and device.
+        exact: bit-exact mode: logits of plain and speculative decoding agree bit for bit; without the kernels, for chains only.
         coupled: sampled speculative output is token-identical to plain sampling with the same seed.
         kv_tokens: KV memory in tokens, over all sequences.
         max_sequences: most sequences decoded at once.
         max_rows: most rows per forward; longer prompts are read in chunks.
         max_draft: most draft nodes per sequence and step; as many as the method may ever want by default.
-        context: longest sequence served, up to the checkpoint's own limit (the default). It fixes the regime of length-dependent rope
-            scaling: a long-context checkpoint that only sees short prompts decodes them with its short factors when told so here.
+        context: longest sequence served; the checkpoint's own limit by default, beyond which positions are extrapolated. It fixes the
+            regime of length-dependent rope scaling: a long-context checkpoint that only sees short prompts decodes them with its short
+            factors when told so here.
         prefix_cache: keep finished sequences as reusable prefixes.
         pack: reorder weights for this CPU (off shares or keeps the plain layout).
         batching: `NAME[:key=value,...]`: `ragged` (token slots), or a dense cache for fixed-shape backends, `eqspec`, `exspec`, `rollback`
@@ -99,7 +101,11 @@ def load(
     room = slots + max(LEAST_SPARE, max_sequences * most)
     drafting = None if network is not None else _draft_runner(draft, decoder, room, ledger, pack, context, strategy)
     eos, words = frozenset(decoder.config.eos), _apart(decoder, tokenizer)
-    offered = DraftContext(decoder.config.vocabulary, eos, runner.probe, drafting, words, network, coupled)
+
+    def view(tokens: int) -> Runner:
+        return strategy.runner(decoder, slots=tokens, ledger=ledger, category="draft_kv", exact=shapes, prefix_cache=False)
+
+    offered = DraftContext(decoder.config.vocabulary, eos, runner.probe, drafting, words, network, coupled, decoder, view)
     drafters: list[Drafter] = [choice.method.load().build(config, offered) for choice, config in zip(choices, configs, strict=True)]
     drafter = drafters[0] if len(drafters) == 1 else Compose(drafters)
     config = EngineConfig(strategy.scheduler(max_sequences, max_rows), max_draft=most, coupled=coupled)

@@ -23,7 +23,12 @@ SMALL_WEIGHTS = 64 << 20  # below this many bytes a CPU forward is bound by disp
 def open_model(
     model: Any, device: torch.device, dtype: str | torch.dtype | None, pack: bool, exact: bool, context: int | None
 ) -> tuple[Decoder, Tokenizer | None, str]:
-    """Decoder, tokenizer and display name of whatever the user named."""
+    """Decoder, tokenizer and display name of whatever the user named.
+
+    Raises:
+        UsageError: for something that is no model, or cannot be `exact`.
+        CheckpointError: for a model that cannot be read or shared.
+    """
     from paceline.models import hub
     from paceline.models.checkpoint import load_decoder
     from paceline.models.from_transformers import share_decoder
@@ -34,6 +39,8 @@ def open_model(
     if isinstance(model, Decoder):
         return model, None, model.config.family
     if not isinstance(model, (str, Path)):
+        if not hasattr(model, "state_dict") or not hasattr(model, "config"):
+            raise UsageError(f"a {type(model).__name__} is no model; give a name, a folder, a Hub id or a loaded transformers model")
         if exact:
             raise UsageError(
                 "exact=True needs weights packed for this CPU; load the checkpoint by folder or name instead of sharing a model"
@@ -43,6 +50,7 @@ def open_model(
     folder = hub.locate(resolve(str(model)) or model)
     wanted = named_dtype(dtype) if dtype is not None else _default_dtype(folder, device)
     decoder, _ = load_decoder(folder, dtype=wanted, device=device, context=context)
+    decoder.folder = folder
     if pack:
         decoder.pack()
     if exact:
@@ -74,9 +82,11 @@ def named_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UsageError(f"device={device!r} is not a device; use cpu, cuda or cuda:N") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    if place.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={str(device)!r} is not supported; use cpu, cuda or cuda:N")
+    if place.type == "cuda" and not 0 <= (place.index or 0) < torch.cuda.device_count():  # torch wraps large numbers around
         raise UsageError(f"device={str(device)!r}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     return place
 
@@ -109,6 +119,8 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     kind = getattr(transformers, TOKENIZERS.get(str(named), "AutoTokenizer"))
     try:
         return Tokenizer(kind.from_pretrained(folder, trust_remote_code=False))
-    except ValueError as error:
+    except Exception as error:  # each tokenizer class, and the library below, fails in its own way
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read without running code from the checkpoint: {reason}") from None
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({reason}); code that comes with a checkpoint is never run"
+        ) from None

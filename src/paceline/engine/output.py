@@ -105,7 +105,7 @@ class Output:
     """The answer to one prompt.
 
     Args:
-        text: decoded output, cut before a stop string; empty without a tokenizer.
+        text: decoded output, cut before a stop string or a stop id; empty without a tokenizer.
         token_ids: output ids, the one that ended it included.
         finish_reason: why it ended.
         logprobs: one entry per token, if requested.

@@ -43,6 +43,14 @@ class Runner:
         self.forwards += 1
         self.rows += batch.rows
         self.seconds += perf_counter() - start
+        self.memory.ledger.passing(
+            {
+                "scratch": batch.rows * self.memory.layout.bytes_per_slot,
+                "logits": result.logits.nbytes,
+                "mask": result.mask_bytes,
+                "activations": batch.rows * self.decoder.row_bytes,
+            }
+        )
         return result
 
     def probe(self, rows: int, repeats: int = 5) -> float:

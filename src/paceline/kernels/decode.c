@@ -26,7 +26,7 @@ typedef struct {
     const int64_t *first, *runs;
 } path;
 
-/* dims factors per row; sine carries the sign of the half-split rotation. */
+/* dims factors per position; sine carries the sign of the half-split rotation. */
 typedef struct {
     const element *cosine, *sine;
     int64_t dims;
@@ -36,6 +36,7 @@ typedef struct {
     element *hidden;
     element *work;        /* rows x (2 x width + widest of queries and gate + widest of qkv and gate_up) elements */
     const int64_t *slots; /* of the first `real` rows */
+    const int64_t *positions;
     const path *paths;
     const turn *turns;
     int64_t rows, real, width, longest;
@@ -119,7 +120,8 @@ static void rotate_store(const void *work, int64_t piece) {
         if (head < turned) {
             const float *gain = head < l->heads ? l->query_gain : l->key_gain;
             if (gain) norm_row(at, gain, at, l->dim, l->head_floor);
-            rotate(at, t->cosine + row * t->dims, t->sine + row * t->dims, t->dims / 2);
+            const int64_t place = p->s->positions[row] * t->dims;
+            rotate(at, t->cosine + place, t->sine + place, t->dims / 2);
         }
         if (head < l->heads || row >= p->s->real) continue;
         element *pool = head < turned ? l->keys + (head - l->heads) * l->dim : l->values + (head - turned) * l->dim;

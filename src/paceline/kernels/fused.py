@@ -52,7 +52,7 @@ class CStep(ctypes.Structure):
     """`step` of decode.c."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("hidden", "work", "slots", "paths", "turns")),
+        *((name, POINTER) for name in ("hidden", "work", "slots", "positions", "paths", "turns")),
         *((name, INTEGER) for name in ("rows", "real", "width", "longest")),
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from paceline.core.batch import MemoryView
 from paceline.memory.cross import CrossMemory
+from paceline.memory.ledger import Ledger
 from paceline.memory.pool import KVLayout
 
 
@@ -46,6 +47,10 @@ class TokenMemory(Protocol):
     @property
     def layout(self) -> KVLayout:
         """What a token takes."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where bytes are booked."""
 
     @property
     def keys(self) -> Sequence[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from paceline.core.errors import UsageError
 
 CATEGORIES = ("weights", "kv", "draft_kv", "scratch", "logits", "mask", "activations")
@@ -10,8 +12,8 @@ CATEGORIES = ("weights", "kv", "draft_kv", "scratch", "logits", "mask", "activat
 class Ledger:
     """Bytes held now and at most, by category. The usual categories always exist; any other name makes a new one.
 
-    A *part* is a category whose bytes lie inside another's (`kv_used` inside `kv`): it has its own live and peak, but no share in the
-    total.
+    A *part* is a category whose bytes lie inside another's (`kv_used` inside `kv`, `scratch` inside the pools): it has its own live and
+    peak, but no share in the total.
     """
 
     def __init__(self) -> None:
@@ -19,7 +21,7 @@ class Ledger:
         self.peak: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
         self.total = 0
         self.total_peak = 0
-        self._parts: set[str] = set()
+        self._parts = {"scratch"}
 
     def part(self, category: str) -> None:
         """Declare a category to lie inside another one.
@@ -58,6 +60,13 @@ class Ledger:
             self.total_peak = max(self.total_peak, self.total)
         self.live[category] = count
         self.peak[category] = max(self.peak.get(category, 0), count)
+
+    def passing(self, needs: Mapping[str, int]) -> None:
+        """Book what a forward needed at once, beside what is live, and has given back: only peaks change."""
+        for category, count in needs.items():
+            self.peak[category] = max(self.peak.get(category, 0), self.live.get(category, 0) + count)
+        together = sum(count for category, count in needs.items() if category not in self._parts)
+        self.total_peak = max(self.total_peak, self.total + together)
 
     def peak_bytes(self) -> dict[str, int]:
         """Peak bytes of every category, and under `total` the peak of their sum (parts left out)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -14,7 +16,7 @@ from paceline.core.batch import ForwardBatch, ForwardResult
 from paceline.kernels.fused import fused
 from paceline.models.config import DecoderConfig, FeedForwardSpec, LayerSpec, RopeSpec
 from paceline.models.cross import CrossAttention
-from paceline.models.layers import Attention, FeedForward, PlainFeedForward, RMSNorm, Rotation, Step
+from paceline.models.layers import Attention, FeedForward, PlainFeedForward, RMSNorm, Step
 from paceline.models.linear import Linear
 from paceline.models.moe import MoE
 from paceline.models.norms import make_norm
@@ -89,6 +91,7 @@ class Decoder(nn.Module):
         self.embed.weight.requires_grad_(False)
         self._layers = [Layer(spec, config) for spec in config.layers]  # a plain list is faster to index
         self.layers = nn.ModuleList(self._layers)
+        self._indices = frozenset(range(len(self._layers)))
         self.norm = make_norm(config) if config.final_norm else nn.Identity()
         self.embed_norm = make_norm(config) if config.embed_norm else None
         self.positions = make_positions(config.positions, config.width)
@@ -102,6 +105,7 @@ class Decoder(nn.Module):
         self._rope_of = [None if spec.mixer.rope is None else self._ropes.index(spec.mixer.rope) for spec in config.layers]
         self._rotary: dict[RopeSpec, RotaryTable] = {}
         self._tied_head: Linear | None = None
+        self.folder: Path | None = None  # of the checkpoint, where there is one: small networks that methods need may lie beside it
         self.stack: Stack | None = None  # all layers in one kernel call, once packed, where this machine and these layers can have it
 
     @property
@@ -151,6 +155,14 @@ class Decoder(nn.Module):
         packed = sum(linear.packed_bytes for linear in linears) + (self._tied_head.packed_bytes if self._tied_head is not None else 0)
         return packed + sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of activations that a row of a forward needs at once: hidden states and the widest layer's intermediates, no scores."""
+        specs = [(layer.mixer, layer.feed_forward) for layer in self.config.layers]
+        inner = max(max(mixer.heads * mixer.head_dim, feed.width) for mixer, feed in specs)
+        wide = max(max((mixer.heads + 2 * mixer.kv_heads) * mixer.head_dim, (1 + feed.gated) * feed.width) for mixer, feed in specs)
+        return (3 * self.config.width + inner + wide) * self.dtype.itemsize
+
     def step(
         self,
         batch: ForwardBatch,
@@ -158,18 +170,27 @@ class Decoder(nn.Module):
         values: Sequence[Tensor],
         exact: Exactness | None = None,
     ) -> Step:
-        """Prepare a range of layers for the rows of `batch`. To drop or add rows between layers, prepare a second step for the rest."""
+        """Prepare a range of layers for the rows of `batch`. To drop or add rows between layers, prepare a second step for the rest.
+
+        Raises:
+            ValueError: for taps of layers that are not there, or that have no log-sum-exp to tap.
+        """
+        if not batch.taps.layers <= self._indices:
+            raise ValueError(
+                f"taps of layers {sorted(batch.taps.layers - self._indices)}; the decoder has layers 0 to {len(self._indices) - 1}"
+            )
         plan = AttentionPlan(batch.segments, batch.positions, self.dtype, self.device, exact)
         positions = torch.tensor(list(batch.positions), device=self.device)
         if exact is not None and len(positions) < exact.min_rows:
             positions = torch.nn.functional.pad(positions, (0, exact.min_rows - len(positions)))
-        highest = max(batch.positions)
-        rotations = [Rotation.of(*self._table(rope).lookup(positions, highest), self.dtype) for rope in self._ropes]
+        tables, highest = [self._table(rope) for rope in self._ropes], max(batch.positions)
+        for table in tables:
+            table.reserve(highest + 1)
         if self.relative is not None and batch.taps.lse:
             raise ValueError(f"{self.config.family} biases attention scores by distance; log-sum-exps of its layers cannot be tapped")
         bias = None if self.relative is None else self.relative.forward(plan)
         cross = None if self.encoder is None else CrossPlan.of(batch.segments)
-        return Step(plan, keys, values, rotations, self._rope_of, batch.taps, bias=bias, cross=cross)
+        return Step(plan, keys, values, positions, tables, self._rope_of, batch.taps, bias=bias, cross=cross)
 
     def inputs(self, batch: ForwardBatch, exact: Exactness | None = None) -> Float[Tensor, "rows width"]:
         """Input vectors of the rows, padded to the bit-exact minimum if there is one."""
@@ -195,7 +216,7 @@ class Decoder(nn.Module):
             return self.stack.run(hidden, step, views, chosen)
         for index in chosen:
             if index in step.wanted.layer_inputs:
-                step.taps.layer_inputs[index] = hidden
+                step.taps.layer_inputs[index] = hidden[: len(step.plan.positions)]
             layer = self._layers[index]
             hidden = layer.feed(layer.mix(hidden, step, index))
         return hidden
@@ -238,9 +259,9 @@ class Decoder(nn.Module):
         elif wanted:
             chosen = self.norm.forward(_select(hidden, batch.logit_rows, exact))
         if not wanted:  # a chunk in the middle of a prompt
-            return ForwardResult(hidden.new_empty(0, self.config.vocabulary), step.taps)
+            return ForwardResult(hidden.new_empty(0, self.config.vocabulary), step.taps, step.plan.mask_bytes)
         logits = self.logits(chosen)
-        return ForwardResult(logits if len(logits) == wanted else logits[:wanted], step.taps)
+        return ForwardResult(logits if len(logits) == wanted else logits[:wanted], step.taps, step.plan.mask_bytes)
 
     def _table(self, rope: RopeSpec) -> RotaryTable:
         if rope not in self._rotary:

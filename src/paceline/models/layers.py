@@ -8,7 +8,7 @@ from math import sqrt
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from paceline.attention.attend import attend, log_sum_exp
@@ -18,6 +18,7 @@ from paceline.core.batch import TapRequest, Taps
 from paceline.kernels.fused import Fused, fused
 from paceline.models.config import Activation, AttentionSpec, FeedForwardSpec
 from paceline.models.linear import Linear, fuse
+from paceline.models.rope import RotaryTable, Rotation
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -27,48 +28,34 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """Rotary factors of the rows of one forward. `sin` carries the sign of the half-split rotation, so that
-    `x * cos + roll(x, half) * sin` rotates (Su et al. 2021, in the half-split layout of released checkpoints)."""
-
-    cos: Float[Tensor, "rows 1 dims"]
-    sin: Float[Tensor, "rows 1 dims"]
-
-    @classmethod
-    def of(cls, cos: Float[Tensor, "rows half"], sin: Float[Tensor, "rows half"], dtype: torch.dtype) -> Rotation:
-        """From one factor per frequency."""
-        return cls(torch.cat((cos, cos), -1).to(dtype)[:, None], torch.cat((-sin, sin), -1).to(dtype)[:, None])
-
-    def __call__(self, x: Float[Tensor, "rows heads head_dim"]) -> Float[Tensor, "rows heads head_dim"]:
-        """Rotate the leading dimensions of every head."""
-        dims = self.cos.shape[-1]
-        if dims < x.shape[-1]:
-            return torch.cat((self(x[..., :dims]), x[..., dims:]), -1)
-        return torch.addcmul(x * self.cos, x.roll(dims // 2, -1), self.sin)
-
-
 @dataclass(slots=True)
 class Step:
     """What one range of layers needs besides hidden states: where rows read and write, how each layer rotates, what is tapped.
 
-    `bias` is added to the scores of self-attention, segment by segment; `cross` says whose source each row reads.
+    `positions` are those of the rows, all of them reserved in the `tables`; `table_of` says which table each layer rotates by. `bias` is
+    added to the scores of self-attention, segment by segment; `cross` says whose source each row reads.
     """
 
     plan: AttentionPlan
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
-    turns: Sequence[Rotation]
-    turn_of: Sequence[int | None]
+    positions: Int[Tensor, " rows"]
+    tables: Sequence[RotaryTable]
+    table_of: Sequence[int | None]
     wanted: TapRequest
     taps: Taps = field(default_factory=Taps)
     bias: Sequence[Float[Tensor, "heads segment_rows keys"]] | None = None
     cross: CrossPlan | None = None
+    _rotations: dict[int, Rotation] = field(init=False, default_factory=dict)
 
     def rotation(self, layer: int) -> Rotation | None:
         """How a layer rotates, if it does."""
-        turn = self.turn_of[layer]
-        return None if turn is None else self.turns[turn]
+        table = self.table_of[layer]
+        if table is None:
+            return None
+        if table not in self._rotations:
+            self._rotations[table] = self.tables[table].rows(self.positions)
+        return self._rotations[table]
 
 
 class RMSNorm(nn.Module):
@@ -162,15 +149,17 @@ class Attention(nn.Module):
         return self.o.kernel(out.reshape(len(x), -1))
 
     def _tap(self, step: Step, layer: int, plain: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
-        wanted, taps, heads = step.wanted, step.taps, self.spec.heads
+        wanted, taps, spec = step.wanted, step.taps, self.spec
+        real = slice(len(step.plan.positions))  # the rest is padding of the bit-exact mode
         if layer in wanted.queries:
-            taps.queries[layer] = query
+            taps.queries[layer] = query[real]
         if layer in wanted.keys:
-            taps.keys[layer] = plain[:, heads:]
+            taps.keys[layer] = plain[real, spec.heads :]
         if layer in wanted.keys_values:
-            taps.keys_values[layer] = (key, value)
+            taps.keys_values[layer] = (key[real], value[real])
         if layer in wanted.lse:
-            taps.lse[layer] = log_sum_exp(query, step.keys[layer], step.plan, scale=self.spec.scale, window=self.spec.window)
+            keys = step.keys[layer]
+            taps.lse[layer] = log_sum_exp(query[real], keys, step.plan, scale=spec.scale, window=spec.window, softcap=spec.softcap)
 
 
 class FeedForward(nn.Module):

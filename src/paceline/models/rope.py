@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -37,13 +38,29 @@ def inverse_frequencies(spec: RopeSpec, length: int | None = None, dtype: torch.
     return RULES[spec.kind](spec, length, dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary factors of some rows, ready to use: `x * cos + roll(x, half) * sin` rotates (Su et al. 2021, in the half-split layout of
+    released checkpoints: entry `j` turns with entry `j + dims / 2`). `sin` carries the sign."""
+
+    cos: Float[Tensor, "rows 1 dims"]
+    sin: Float[Tensor, "rows 1 dims"]
+
+    def __call__(self, x: Float[Tensor, "rows heads head_dim"]) -> Float[Tensor, "rows heads head_dim"]:
+        """Rotate the leading dimensions of every head."""
+        dims = self.cos.shape[-1]
+        if dims < x.shape[-1]:
+            return torch.cat((self(x[..., :dims]), x[..., dims:]), -1)
+        return torch.addcmul(x * self.cos, x.roll(dims // 2, -1), self.sin)
+
+
 class RotaryTable:
-    """Cosines and sines of consecutive positions, half-split layout: entry `j` belongs to dimensions `j` and `j + dims / 2`.
+    """Rotations of the positions `0..held`.
 
     Args:
         spec: of one kind of layer.
         length: longest sequence served, which decides the regime of `dynamic` and `longrope`; `None` is the trained context.
-        dtype: of the model; factors are computed in float32, or in float64 for a float64 model.
+        dtype: of the model; factors are computed in float32, or in float64 for a float64 model, and rounded once.
         device: of the rows.
     """
 
@@ -54,35 +71,27 @@ class RotaryTable:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.spec, self.length, self.device = spec, length, torch.device(device)
-        self.dtype = torch.float64 if dtype is torch.float64 else torch.float32
-        self.cos = torch.empty(0, spec.dims // 2, dtype=self.dtype, device=self.device)
-        self.sin = self.cos
+        self.spec, self.length, self.dtype, self.device = spec, length, dtype, torch.device(device)
+        self.held = 0
+        nothing = torch.empty(0, 1, spec.dims, dtype=dtype, device=self.device)
+        self.factors = Rotation(nothing, nothing)
 
     def reserve(self, positions: int) -> None:
-        """Hold at least the positions `0..positions`; addresses of the table change when it grows."""
-        if positions <= len(self.cos):
+        """Hold at least the positions `0..positions`; addresses of the factors change when they grow."""
+        if positions <= self.held:
             return
-        size = max(64, 1 << (positions - 1).bit_length())
+        self.held = max(64, 1 << (positions - 1).bit_length())
+        wide = torch.promote_types(self.dtype, torch.float32)
         with torch.inference_mode(False):  # a table first grown by inference must serve training too
-            frequencies, factor = inverse_frequencies(self.spec, self.length, self.dtype)
-            angles = torch.arange(size, dtype=self.dtype)[:, None] * frequencies
-            self.cos, self.sin = (angles.cos() * factor).to(self.device), (angles.sin() * factor).to(self.device)
+            frequencies, factor = inverse_frequencies(self.spec, self.length, wide)
+            angles = torch.arange(self.held, dtype=wide)[:, None, None] * frequencies
+            cos, sin = angles.cos() * factor, angles.sin() * factor
+            whole = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+            self.factors = Rotation(*(part.to(self.device, self.dtype) for part in whole))
 
-    def lookup(
-        self, positions: Int[Tensor, " rows"], highest: int | None = None
-    ) -> tuple[Float[Tensor, "rows half"], Float[Tensor, "rows half"]]:
-        """Cosines and sines of every row.
-
-        Args:
-            positions: on the table's device, not negative.
-            highest: the largest of them where the caller knows it. Otherwise it is read from `positions` on CPU; on an accelerator,
-                where reading would stall, the table is made for its whole length at once.
-        """
-        if highest is None:
-            highest = int(positions.max()) if self.length is None or positions.device.type == "cpu" else self.length - 1
-        self.reserve(highest + 1)
-        return self.cos.index_select(0, positions), self.sin.index_select(0, positions)
+    def rows(self, positions: Int[Tensor, " rows"]) -> Rotation:
+        """The rotation of every row; its position must have been reserved."""
+        return Rotation(self.factors.cos.index_select(0, positions), self.factors.sin.index_select(0, positions))
 
 
 def _default(spec: RopeSpec, length: int | None, dtype: torch.dtype) -> Frequencies:

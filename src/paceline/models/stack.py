@@ -40,7 +40,7 @@ class Stack:
     Args:
         kernels: of the decoder's type.
         layers: norm, mixer, norm, feed-forward of each.
-        turns: which rotation of a step each layer uses.
+        turns: which table of rotations each layer uses.
     """
 
     def __init__(self, kernels: Fused, layers: Sequence[tuple[RMSNorm, Attention, RMSNorm, FeedForward]], turns: Sequence[int]) -> None:
@@ -79,8 +79,9 @@ class Stack:
         # the tensors behind the pointers must outlive the call, so each has a name
         work = hidden.new_empty(rows * self.work)
         seen = (CPath * len(views))(*(CPath(view.first.data_ptr(), view.runs.data_ptr()) for view in views))
-        turns = (CTurn * len(step.turns))(*(CTurn(turn.cos.data_ptr(), turn.sin.data_ptr(), turn.cos.shape[-1]) for turn in step.turns))
-        given = CStep(hidden.data_ptr(), work.data_ptr(), slots.data_ptr(), addressof(seen), addressof(turns))
+        factors = [table.factors for table in step.tables]
+        turns = (CTurn * len(factors))(*(CTurn(turn.cos.data_ptr(), turn.sin.data_ptr(), turn.cos.shape[-1]) for turn in factors))
+        given = CStep(hidden.data_ptr(), work.data_ptr(), slots.data_ptr(), step.positions.data_ptr(), addressof(seen), addressof(turns))
         given.rows, given.real, given.width, given.longest = rows, len(slots), hidden.shape[1], longest
         start = chosen.start
         for index in sorted(step.wanted.layer_inputs.intersection(chosen)):

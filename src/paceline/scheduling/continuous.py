@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paceline.core.errors import CapacityError
+from paceline.core.errors import CapacityError, UsageError
 from paceline.core.request import Sequence
 from paceline.memory.allocator import OutOfSlots
 from paceline.memory.contract import SequenceStore, TokenMemory
@@ -20,10 +20,18 @@ class SchedulerConfig:
     Args:
         max_sequences: most sequences that run at once.
         max_rows: most rows of one forward; longer prompts are prefilled in chunks.
+
+    Raises:
+        UsageError: for a limit that lets nobody run.
     """
 
     max_sequences: int = 64
     max_rows: int = 512
+
+    def __post_init__(self) -> None:
+        for name, limit in (("max_sequences", self.max_sequences), ("max_rows", self.max_rows)):
+            if limit < 1:
+                raise UsageError(f"{name}={limit} must be at least 1")
 
 
 @dataclass(slots=True, eq=False)

@@ -12,9 +12,11 @@ from random import Random
 from typing import get_args
 
 from paceline.core.errors import CheckpointError, UsageError
-from paceline.denoising.learn2pd_filter import Feature, Filter, save_filter
+from paceline.denoising.base import DenoisingConfig, block_of
+from paceline.denoising.learn2pd_filter import Feature, Filter, file_name, save_filter
 from paceline.engine.identity import model_identity
 from paceline.engine.llm import LLM
+from paceline.models.config import DiffusionSpec
 from paceline.training.learn2pd_fit import FitOptions, fit
 from paceline.training.learn2pd_traces import traces
 from paceline.zoo.corpus import Split, stdlib_files
@@ -79,15 +81,15 @@ def train_filter(
     Raises:
         UsageError: if the model is autoregressive, or a prompt leaves no room for an answer.
     """  # fmt: skip
-    spec = model.runner.decoder.config.diffusion
-    if spec is None:
-        raise UsageError(f"{model.name} is autoregressive; filters are for masked diffusion models")
+    spec = _diffusion(model)
     if spec.block not in (None, job.block):
         raise UsageError(f"learn2pd training: option block={job.block}: this model was made for blocks of {spec.block}")
     if long := [prompt for prompt in prompts if len(prompt) + job.length > model.engine.context]:
         raise UsageError(f"a prompt of {len(long[0])} tokens leaves no room for {job.length} more; shorten it or lower --length")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}")
+    if not os.access(out.parent, os.W_OK):
+        raise UsageError(f"the filter cannot be written to {out.parent}; give --out FILE in another folder")
     name = model_identity(model.runner.decoder)
     folder = (work_dir or default_folder()) / _signature(name, prompts, job)
     if not resume:
@@ -107,6 +109,23 @@ def train_filter(
     )
     save_filter(made, out)
     return made
+
+
+def usual_block(model: LLM) -> int:
+    """Positions per block that a model decodes with when nobody says otherwise."""
+    return block_of(DenoisingConfig(), _diffusion(model))
+
+
+def beside(model: LLM, block: int) -> Path:
+    """Where decoding looks for a filter if none is named: in the model's folder.
+
+    Raises:
+        UsageError: if the model has none.
+    """
+    folder = model.runner.decoder.folder
+    if folder is None:
+        raise UsageError(f"{model.name} was not loaded from a folder that the filter could go to; give --out FILE")
+    return folder / file_name(block)
 
 
 def default_folder() -> Path:
@@ -142,6 +161,13 @@ def read_prompts(file: Path) -> list[str]:
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(f"{file}, line {number}: neither a JSON string nor an object with the key prompt") from None
     return found
+
+
+def _diffusion(model: LLM) -> DiffusionSpec:
+    spec = model.runner.decoder.config.diffusion
+    if spec is None:
+        raise UsageError(f"{model.name} is autoregressive; filters are for masked diffusion models")
+    return spec
 
 
 def _signature(model: str, prompts: Sequence[Sequence[int]], job: FilterJob) -> str:

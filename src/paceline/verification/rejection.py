@@ -134,7 +134,6 @@ class Rejection:
         self.children = {member: rows.trees[member].children() for member in members}
         self.accepted: dict[int, list[int]] = {member: [] for member in members}
         self.last: dict[int, tuple[Float[Tensor, " vocabulary"], float]] = {}  # law and number of each sequence's last token
-        self._laws: dict[int, Float[Tensor, " vocabulary"]] = {}  # by row
 
     def paths(self) -> list[Path]:
         """Accepted nodes and emitted tokens of every member.
@@ -158,11 +157,12 @@ class Rejection:
     def _law(self, live: Mapping[int, int]) -> Float[Tensor, "live vocabulary"]:
         """Target laws of one node per live sequence."""
         starts = self.rows.starts
-        unknown = {member: node for member, node in live.items() if starts[member] + node not in self._laws}
+        laws = self.rows.laws
+        unknown = {member: node for member, node in live.items() if starts[member] + node not in laws}
         if unknown:
             asked = self.rows.ahead(unknown)
-            self._laws.update(zip(asked, self.rows.distribution(asked), strict=True))
-        return torch.stack([self._laws[starts[member] + node] for member, node in live.items()])
+            laws.update(zip(asked, self.rows.distribution(asked), strict=True))
+        return torch.stack([laws[starts[member] + node] for member, node in live.items()])
 
     def _level(self, live: dict[int, int]) -> dict[int, int]:
         """Judge one node per live sequence; returns the sequences that descend, with the child they descend to."""

@@ -38,12 +38,19 @@ class TreeRows:
     Args:
         sequences, trees, logits: what `Verifier.judge` was given.
         processors: what is remembered of sequences between steps; entries are made here and vanish with their sequence.
+        keep: whether laws behind decided tokens are kept in `laws` too, where nothing else needs them again.
     """
 
     def __init__(
-        self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"], processors: Processors
+        self,
+        sequences: Many[Sequence],
+        trees: Many[TokenTree],
+        logits: Float[Tensor, "nodes vocabulary"],
+        processors: Processors,
+        keep: bool = False,
     ) -> None:
-        self.sequences, self.trees, self.logits = sequences, trees, logits
+        self.sequences, self.trees, self.logits, self.keep = sequences, trees, logits, keep
+        self.laws: dict[int, Float[Tensor, " vocabulary"]] = {}  # by row, as far as they were worked out
         self.starts: list[int] = []
         self.owner: list[int] = []
         for index, tree in enumerate(trees):
@@ -139,7 +146,10 @@ class TreeRows:
                 tokens = argmax_ids(part)
             else:
                 numbers = [self.uniform(rows[member], Purpose.TARGET) for member in members]
-                tokens = draw(target_distribution(part, sampling), numbers)
+                laws = target_distribution(part, sampling)
+                tokens = draw(laws, numbers)
+                if self.keep:
+                    self.laws.update(zip([rows[member] for member in members], laws, strict=True))
             for member, token in zip(members, tokens, strict=True):
                 decided[member] = self.checked(rows[member], token)
         return decided

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from types import MappingProxyType
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -37,9 +39,15 @@ class Verifier:
             for nodes that a proposal leaves out, children count as chosen. `auto`: rejection for trees with a proposal, else match.
         coupled: use `match` for everything, so that sampled output can be audited token for token.
 
+    Attributes:
+        keeps_laws: whether the laws that a step's judging works out are kept until `laws` is asked or the next step is judged.
+
     Raises:
         UsageError: for an unknown rule.
     """
+
+    keeps_laws: bool = False
+    _laws: Mapping[int, Float[Tensor, " vocabulary"]] = MappingProxyType({})
 
     def __init__(self, rule: Rule = "auto", coupled: bool = False) -> None:
         if rule not in RULES:
@@ -68,6 +76,7 @@ class Verifier:
                 raise ValueError(f"the root of a tree is token {tree.token[ROOT]}, but the pending token is {sequence.tokens[-1]}")
         if sum(map(len, trees)) != len(logits):
             raise ValueError(f"{len(logits)} rows of logits for trees of {sum(map(len, trees))} nodes")
+        self._laws = {}
         if all(
             _is_plain_greedy(sequence.request.sampling) and tree.tolerance is None for sequence, tree in zip(sequences, trees, strict=True)
         ):
@@ -88,6 +97,14 @@ class Verifier:
         with torch.inference_mode():
             return TreeRows(sequences, trees, logits, self._processors).processed(range(len(logits)))
 
+    def laws(self) -> Mapping[int, Float[Tensor, " vocabulary"]]:
+        """The laws that the last judging worked out, by row of its logits, if `keeps_laws`; handed over once, and not to be modified.
+
+        Every law that a sampled token was drawn from or a drafted one was held against is among them; of greedy sequences there are none.
+        """
+        laws, self._laws = self._laws, {}
+        return laws
+
     def _judge_greedy(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
         """The common case: one argmax over all rows, one transfer, then plain Python."""
         decided = argmax_ids(logits)
@@ -100,7 +117,7 @@ class Verifier:
         return verdicts
 
     def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
-        rows = TreeRows(sequences, trees, logits, self._processors)
+        rows = TreeRows(sequences, trees, logits, self._processors, self.keeps_laws)
         kinds: dict[bool, list[int]] = {False: [], True: []}
         paths: dict[int, Path] = {}
         for index, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
@@ -114,6 +131,8 @@ class Verifier:
             paths.update(zip(kinds[True], Rejection(rows, kinds[True]).paths(), strict=True))
         scored = {index: path for index, path in paths.items() if sequences[index].request.sampling.logprobs is not None}
         logprobs = self._logprobs(rows, scored)
+        if self.keeps_laws:
+            self._laws = rows.laws
         return [Verdict(*paths[index], logprobs.get(index, ())) for index in range(len(trees))]
 
     def _rejects(self, sampling: Sampling, tree: TokenTree) -> bool:

@@ -82,7 +82,10 @@ def build(
         progress=progress,
         card_prompts=1 if smoke_size else 16,
     )
-    material = prepare(plan.work_dir, VOCABULARY, SMOKE_FILES if smoke_size else None)
+    made = {item.name for item in recipes}
+    outside = [item for item in recipes if item.parent is not None and item.parent not in made]
+    ancestor = None if any(item.parent is None for item in recipes) else _parent_folder(outside[0], plan)
+    material = prepare(plan.work_dir, VOCABULARY, SMOKE_FILES if smoke_size else None, ancestor)
     minutes_per_share = None if max_minutes is None else max_minutes / sum(item.time_share for item in recipes)
     return [
         _build_one(item, material, plan, None if minutes_per_share is None else 60 * minutes_per_share * item.time_share)
@@ -130,11 +133,16 @@ def _build_one(item: Recipe, material: Material, plan: _Plan, limit_seconds: flo
 
 
 def _parent(item: Recipe, plan: _Plan) -> nn.Module | None:
-    """The finished model that a recipe starts from: the one built before, else the shipped one; None if it needs none."""
+    """The finished model that a recipe starts from; None if it needs none."""
     if item.parent is None:
         return None
-    places = [plan.out / item.parent, MODELS_FOLDER / item.parent]
-    found = next((place for place in places if (place / WEIGHTS).is_file()), None)
+    return kind_of(RECIPES[item.parent]).load(_parent_folder(item, plan)).to(plan.device).requires_grad_(False)
+
+
+def _parent_folder(item: Recipe, plan: _Plan) -> Path:
+    """Where a recipe's parent lies: the one built before, else the shipped one."""
+    assert item.parent is not None
+    found = next((place for place in (plan.out / item.parent, MODELS_FOLDER / item.parent) if (place / WEIGHTS).is_file()), None)
     if found is None:
         raise CheckpointError(f"{item.name} is made from {item.parent}, which is not built; run `paceline zoo build {item.parent}` first")
-    return kind_of(RECIPES[item.parent]).load(found).to(plan.device).requires_grad_(False)
+    return found

@@ -121,5 +121,10 @@ class LanguageCourse:
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 on GPUs; fp32 on CPUs, where it trained these sizes 1.5 times as fast as bf16 autocast (AVX-512 without AMX, torch 2.13)."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+    """bf16 on GPUs and on CPUs with matrix tiles (AMX), fp32 on others.
+
+    With AMX, these sizes trained 1.8 times as fast in bf16 autocast as in fp32; with AVX-512 alone, 0.7 times (torch 2.13).
+    """
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that is supported
+    fast = device.type == "cuda" or (device.type == "cpu" and known.get("amx_bf16"))
+    return torch.autocast(device.type, dtype=torch.bfloat16) if fast else contextlib.nullcontext()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MASK_ID = SPECIALS.index(MASK)
 MEAN_TASK_ROW = 80  # tokens; a step of tasks has as many rows as fit at this length
 SHORT_TAIL = 24  # end-of-text ids behind the longest answer of a batch, at most
+WIDTHS = 16  # rows of tasks are a multiple of this long: every other shape would cost kernels of its own
 LONG_SHARE = 0.25  # of the batches have longer tails, up to the context: canvases are often far longer than answers
 
 
@@ -105,7 +106,8 @@ class DenoiseCourse:
         drawn = list(problems(count, Split.TRAIN, seed=place.step))
         texts = [[problem.prompt for problem in drawn], [problem.answer for problem in drawn]]
         prompts, answers = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in texts)
-        width = tail + max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        width = -(-(longest + tail) // WIDTHS) * WIDTHS
         ids = torch.full((len(drawn), width), END_OF_TEXT_ID)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])

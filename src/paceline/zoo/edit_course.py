@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,21 @@ from paceline.zoo.editor import editor_hidden, editor_logits, new_editor, shifte
 from paceline.zoo.network import PAD_ID
 
 if TYPE_CHECKING:
-    from paceline.zoo.pairs import EditPairs
+    from paceline.zoo.pairs import PairBatch
     from paceline.zoo.recipes import EditRecipe
+
+
+class PairStream(Protocol):
+    """Where batches come from, such as `EditPairs`."""
+
+    seed: int
+
+    @property
+    def lines(self) -> int:
+        """Size of what pairs are made from."""
+
+    def batch(self, step: int, rows: int, longest: int) -> PairBatch:
+        """The batch of a step, whose targets have at most `longest` tokens, end-of-text included."""
 
 
 @dataclass(slots=True)
@@ -30,7 +43,7 @@ class EditCourse:
     """
 
     recipe: EditRecipe
-    data: EditPairs
+    data: PairStream
     device: torch.device
     like: nn.Module | None = None
 

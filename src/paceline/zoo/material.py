@@ -38,11 +38,13 @@ class Material:
         return chosen, sum(len(text.encode()) for text in self.validation_texts[: len(chosen)])
 
 
-def prepare(work_dir: Path, vocabulary: int, max_files: int | None = None) -> Material:
-    """Read the corpus, learn the tokenizer (or reuse the one in `work_dir`) and tokenise.
+def prepare(work_dir: Path, vocabulary: int, max_files: int | None = None, parent: Path | None = None) -> Material:
+    """Read the corpus, get the tokenizer (the one in `work_dir`, else a parent's, else a new one) and tokenise.
 
     Args:
         vocabulary: ids of a tokenizer that has yet to be learnt.
+        parent: folder of a finished model that every model to be made descends from. Its tokenizer is taken: one learnt from another
+            interpreter's library would number other pieces than its weights do.
         max_files: use only so many training files and a tenth as many validation files, for smoke builds.
     """
     by_split: dict[Split, list[SourceFile]] = {split: [] for split in Split}
@@ -54,7 +56,7 @@ def prepare(work_dir: Path, vocabulary: int, max_files: int | None = None) -> Ma
     train, validation = ([file.text for file in by_split[split]] for split in (Split.TRAIN, Split.VALIDATION))
     folder = work_dir / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
-        train_tokenizer(train, vocabulary).save_pretrained(folder)
+        (train_tokenizer(train, vocabulary) if parent is None else load_tokenizer(parent)).save_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     return Material(
         manifest=manifest(file for files in by_split.values() for file in files),

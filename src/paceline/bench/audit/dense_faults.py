@@ -24,6 +24,7 @@ from paceline.engine.llm import LLM
 from paceline.engine.rectangle import DenseRunner
 from paceline.memory.runs import Run
 from paceline.models.decoder import Decoder
+from paceline.scheduling.dense.memory import DenseMemory
 from paceline.scheduling.dense.row import DenseRow
 from paceline.verification.verifier import Verifier
 
@@ -86,6 +87,22 @@ class ZeroedSlots(DenseRunner):
         return visible
 
 
+class KeptMasks(DenseRunner):
+    """The mask of the round before is lengthened instead of made anew: what was rejected since stays visible."""
+
+    def __init__(self, decoder: Decoder, memory: DenseMemory) -> None:
+        super().__init__(decoder, memory)
+        self._seen: dict[DenseRow, npt.NDArray[np.bool_]] = {}
+
+    def _visible(self, segment: Segment, row: DenseRow, columns: Run, first: int, width: int) -> npt.NDArray[np.bool_]:
+        visible = super()._visible(segment, row, columns, first, width)
+        own = visible[columns[0] - first : columns[1] - first]
+        kept = self._seen.get(row, own[-1])[: columns[0]]
+        own[:, : len(kept)] = kept
+        self._seen[row] = own[-1].copy()
+        return visible
+
+
 class PaddingAsText(DenseRunner):
     """Rows are padded behind what they accepted and the padding stays: rejected tokens remain visible and count as positions (BSP)."""
 
@@ -132,5 +149,6 @@ FAULTS: tuple[DenseFault, ...] = (
     DenseFault("stale positions", "eqspec", _runner(StalePositions)),
     DenseFault("cache not realigned", "eqspec", _runner(UnmovedCache)),
     DenseFault("slots zeroed, not masked", "eqspec", _runner(ZeroedSlots)),
+    DenseFault("masks kept from the round before", "gap", _runner(KeptMasks)),
     DenseFault("padding appended, never removed", "gap", _runner(PaddingAsText)),
 )
