@@ -20,7 +20,8 @@ ROWS = [
 def results(tmp_path: Path) -> Path:
     for date, rows in (("2026-01-01", ROWS[:1]), ("2026-01-02", ROWS)):
         machine = {"cpu": {"model": "Some CPU"}}
-        record = Record("freedave", rows, machine=machine, command="python benchmarks/freedave.py", date=f"{date}T00:00:00")
+        extra = {"speed": [{"tokens": 64, "seconds": 1.5}]}
+        record = Record("freedave", rows, extra=extra, machine=machine, command="python benchmarks/freedave.py", date=f"{date}T00:00:00")
         write_json(tmp_path / f"{date}-freedave-text.json", record.to_json())
     return tmp_path
 
@@ -35,6 +36,7 @@ def test_rows_and_columns_that_were_asked_for(results: Path) -> None:
         "",
         "`python benchmarks/freedave.py`, Some CPU, 2026-01-02; record `benchmarks/results/2026-01-02-freedave-text.json`.",
     ]
+    assert "| 64 | 1.50 |" in table("freedave#speed | | tokens, seconds", results)
     assert "| 128 | 0.125 |" in table("freedave | model=b | forwards, right", results)
 
 

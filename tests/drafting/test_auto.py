@@ -138,6 +138,17 @@ def test_drafts_that_are_never_accepted_are_asked_for_less_often(clock: Clock) -
     assert part.steps == PATIENCE + 5 + 9
 
 
+def test_a_trial_of_one_part_brings_no_questions_to_the_other(clock: Clock) -> None:
+    resting, tried = Scripted(1.0, 1), Scripted(1.2, 1)
+    chooser = Auto([resting, tried])
+    ran = run(chooser, clock, 4 * SOON)
+    resting.steps = tried.steps = 0
+    ran = run(chooser, clock, 64 * REST)
+    assert ran.count(1) >= BURST, "there were trials"
+    assert tried.steps >= 3, "in which questions were asked"
+    assert resting.steps <= ran.count(0) / REST + 1
+
+
 def test_every_part_is_released_forgets_and_is_counted(clock: Clock) -> None:
     parts = [Scripted(1.0, 1), Scripted(1.0, 1)]
     chooser = Auto(parts)

@@ -5,8 +5,8 @@ A page marks the place and says which rows and fields to show; the newest record
     <!-- table: freedave-text | model=pocket-dlm | method, forwards, rows fed=rows -->
     <!-- table end -->
 
-Between the bars: a part of the record's file name; values that fields of a row must have (conditions separated by commas, alternatives by
-`/`); columns, as a field, or as `heading=field` where the heading reads better.
+Between the bars: a part of the record's file name, with `#NAME` for rows that its `extra` holds under that name; values that fields of a
+row must have (conditions separated by commas, alternatives by `/`); columns, as a field, or as `heading=field`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def table(spec: str, results: Path) -> str:
         name, where, columns = (part.strip() for part in spec.split("|"))
     except ValueError:
         raise ValueError(f"<!-- table: {spec} -->: write record | conditions | columns") from None
+    name, _, part = name.partition("#")
     files = sorted(results.glob(f"*-{name}*.json"))
     if not files:
         raise ValueError(f"<!-- table: {spec} -->: no record in benchmarks/results has {name!r} in its name")
     record = read_record(files[-1])
-    rows = [row for row in record["rows"] if _meets(row, where)]
+    rows = [row for row in (record["extra"][part] if part else record["rows"]) if _meets(row, where)]
     if not rows:
         raise ValueError(f"<!-- table: {spec} -->: no row of {files[-1].name} meets the conditions")
     shown = [_column(entry.strip(), rows[0]) for entry in columns.split(",")]

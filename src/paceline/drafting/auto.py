@@ -79,7 +79,7 @@ class Auto:
         self._steps = 0
         self._running = 0  # the part that drafts
         self._left = 0  # steps before the choice is open again
-        self._idle = 0  # steps in a row in which nothing drafted was accepted
+        self._idle = [0] * len(self.parts)  # steps of each in a row in which nothing drafted was accepted
         self._asked = True
         self._counted: Rate | None = None
         self._begun = 0.0
@@ -100,9 +100,10 @@ class Auto:
         # Neither a step that also reads a prompt nor the first one after a change, which catches up, says how fast a part is.
         fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
         self._counted = None if fresh or before != self._running else rate
-        if fresh or before != self._running:
-            self._idle = min(self._idle, PATIENCE)  # questions come close again, whatever was thought before
-        beyond = self._idle - PATIENCE
+        idle = self._idle[self._running]
+        if fresh or (before != self._running and self._left):  # a new text, or a trial: questions come close again
+            idle = self._idle[self._running] = min(idle, PATIENCE)
+        beyond = idle - PATIENCE
         self._asked = (beyond < REST and beyond.bit_count() <= 1) or beyond % REST == 0 or beyond < 0
         if not self._asked:
             return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
@@ -112,7 +113,7 @@ class Auto:
         """The part that drafted learns; the others catch up when it is their turn."""
         if self._asked:
             self.parts[self._running].observe(sequences, trees, verdicts, taps)
-        self._idle = 0 if any(verdict.accepted for verdict in verdicts) else self._idle + 1
+        self._idle[self._running] = 0 if any(verdict.accepted for verdict in verdicts) else self._idle[self._running] + 1
         if self._counted is not None:
             self._counted.observe(sum(len(verdict.tokens) for verdict in verdicts), perf_counter() - self._begun)
 

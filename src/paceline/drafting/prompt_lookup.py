@@ -43,11 +43,14 @@ class NgramIndex:
 
     def extend(self, tokens: list[int]) -> None:
         """Index n-grams that end before the last token, so that a lookup never finds the suffix it asks for."""
-        for end in range(self.indexed + 1, len(tokens)):
-            for size in self.sizes:
-                if size <= end:
-                    self.ends[tuple(tokens[end - size : end])] = end
-        self.indexed = max(self.indexed, len(tokens) - 1)
+        last = len(tokens) - 1
+        for size in self.sizes:
+            first = max(self.indexed + 1, size)
+            if first > last:
+                continue
+            columns = (tokens[first - size + at : last - size + at + 1] for at in range(size))
+            self.ends.update(zip(zip(*columns, strict=True), range(first, last + 1), strict=True))  # all at once: prompts are long
+        self.indexed = max(self.indexed, last)
 
     def continuation(self, tokens: list[int], length: int) -> tuple[list[int], int]:
         """What followed the longest known suffix, and that suffix's size (0: none found).

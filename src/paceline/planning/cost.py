@@ -57,7 +57,6 @@ class ForwardCost:
         self._drift = 1.0  # what all sizes changed by since the table was built
         self._observed = 0
         self._doubts: list[tuple[int, float]] = []  # size and seconds of steps that were faster than thought possible
-        self._suspects: list[int] = []  # sizes to probe again
 
     def __call__(self, rows: int) -> float:
         """Seconds of a forward with `rows` rows."""
@@ -89,16 +88,17 @@ class ForwardCost:
         if len(self._doubts) == DOUBTS:
             self._correct()
         if self._observed % REFRESH == 0:
-            if self._suspects:
-                size = self._suspects.pop(0)
-                self._seconds[size] = min(self._seconds[size], self._probe(self._sizes[size]))
             self._rebuild()
 
     def _correct(self) -> None:
-        """Probing was disturbed. What steps took bounds their size and all smaller ones; larger ones are probed again, one at a time."""
+        """Probing was disturbed. What steps took bounds their size and all smaller ones; larger ones were as much too slow, most likely.
+
+        They are not probed again: somebody waits for tokens. Should they be dearer after all, their own steps will say so.
+        """
         place, seconds = max(size for size, _ in self._doubts), max(taken for _, taken in self._doubts)
-        self._seconds = [min(known, seconds) if size <= place else known for size, known in enumerate(self._seconds)]
-        self._doubts, self._suspects = [], list(range(place + 1, len(self._sizes)))
+        share = seconds / self._seconds[place]
+        self._seconds = [min(known, seconds) if size <= place else known * share for size, known in enumerate(self._seconds)]
+        self._doubts = []
         self._rebuild()
 
     def _measure(self) -> None:
