@@ -3,7 +3,8 @@
     python benchmarks/render_readme.py            # rewrite
     python benchmarks/render_readme.py --check    # exit 1 if something is out of date
 
-Of several records of one benchmark on one model, type and machine, the newest counts. Numbers are shown as measured; nothing is rounded up.
+Of several records of one benchmark on one model, type, set of workloads and machine, the newest counts. Numbers are shown as measured;
+nothing is rounded up.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def result_tables(folder: Path = RESULTS) -> str:
         if record["name"] not in TABLES:
             continue
         settings = record["settings"]
-        key = (record["name"], *(str(settings.get(name)) for name in ("model", "models", "dtype", "dtypes")), _machine(record["machine"]))
+        shared = ("model", "models", "dtype", "dtypes", "workloads")
+        key = (record["name"], *(str(settings.get(name)) for name in shared), _machine(record["machine"]))
         if key not in newest or newest[key][1]["date"] <= record["date"]:
             newest[key] = (path, record)
     records = sorted(newest.values(), key=lambda found: (list(TABLES).index(found[1]["name"]), found[0].name))

@@ -126,6 +126,7 @@ def _tabled(name: str) -> Callable[[], str]:
 PAGES: dict[str, Callable[[], str]] = {
     "methods.md": methods_page,
     "reference/cli.md": cli_page,
+    "../README.md": _tabled("../README.md"),
     **{f"methods/{page.name}": _tabled(f"methods/{page.name}") for page in sorted((DOCS / "methods").glob("*.md"))},
 }
 

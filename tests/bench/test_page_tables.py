@@ -27,7 +27,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_rows_and_columns_that_were_asked_for(results: Path) -> None:
-    found = table("freedave-text | model=a, method=static/freedave | method, forwards, right answers=right, identical", results)
+    found = table("freedave-text | model=a; method=static/freedave | method, forwards, right answers=right, identical", results)
     assert found.splitlines() == [
         "| method | forwards | right answers | identical |",
         "| --- | --: | --: | --: |",

@@ -6,7 +6,7 @@ A page marks the place and says which rows and fields to show; the newest record
     <!-- table end -->
 
 Between the bars: a part of the record's file name, with `#NAME` for rows that its `extra` holds under that name; values that fields of a
-row must have (conditions separated by commas, alternatives by `/`); columns, as a field, or as `heading=field`.
+row must have (conditions separated by `;`, alternatives by `/`); columns, as a field, or as `heading=field`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def table(spec: str, results: Path) -> str:
 
 
 def _meets(row: Mapping[str, Any], where: str) -> bool:
-    pairs = [condition.strip().partition("=") for condition in where.split(",") if condition.strip()]
+    pairs = [condition.strip().partition("=") for condition in where.split(";") if condition.strip()]
     return all(str(row.get(key)) in wanted.split("/") for key, _, wanted in pairs)
 
 
