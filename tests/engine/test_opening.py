@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from paceline.bench.audit.toy import toy_decoder
 from paceline.core.errors import CheckpointError, UsageError
 from paceline.engine.load import load
 from paceline.engine.opening import named_device
+from paceline.zoo.registry import MODELS_FOLDER
 
 
 @pytest.mark.parametrize("model", [None, 3, object(), ["pocket-code"]])
@@ -42,3 +44,18 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path, content: str) -> None:
         load(tmp_path, "none", device="cpu", kv_tokens=40)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_is_read_without_remarks_on_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    logging.enable_propagation()
+    try:
+        load("pocket-dlm", kv_tokens=256)
+        assert logging.get_verbosity() == logging.WARNING, "the user's own setting is back"
+        assert "model of type" not in caplog.text
+        AutoTokenizer.from_pretrained(MODELS_FOLDER / "pocket-dlm")
+        assert "model of type" in caplog.text, "the control: this is what is kept away"
+    finally:
+        logging.disable_propagation()
+        logging.set_verbosity(before)

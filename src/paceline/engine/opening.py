@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,19 @@ def _default_dtype(folder: Path, device: torch.device) -> torch.dtype | None:
     return torch.float32 if slow and size < SMALL_WEIGHTS else None
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of `transformers` about model types that it does not know: only a tokenizer is wanted of it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _tokenizer(folder: Path) -> Tokenizer | None:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
@@ -118,7 +133,8 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     named = read_json(settings).get("tokenizer_class") if settings.exists() else None
     kind = getattr(transformers, TOKENIZERS.get(str(named), "AutoTokenizer"))
     try:
-        return Tokenizer(kind.from_pretrained(folder, trust_remote_code=False))
+        with _quiet():
+            return Tokenizer(kind.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:  # each tokenizer class, and the library below, fails in its own way
         reason = " ".join(str(error).split())
         raise CheckpointError(
