@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.bench.plots import save_picture
 from paceline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,13 +106,7 @@ def plot_pareto(rows: Rows, folder: Path, stem: str, measures: Sequence[Measure]
         found = {label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         figure.suptitle(f"{rows[0]['model']}, batch {batch}: quality against speed; the line joins what nothing beats", fontsize=10)
-        path = folder / f"{stem}-pareto-batch-{batch}.png"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=130)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}; choose another folder") from error
-        written.append(path)
+        written.append(save_picture(figure, folder / f"{stem}-pareto-batch-{batch}.png"))
     return written
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.bench.denoising_rivals import PLAIN
-from paceline.bench.plots import COLOURS
-from paceline.core.errors import UsageError
+from paceline.bench.plots import COLOURS, save_picture
 
 MEASURES = {"agree": "tokens of static decoding", "exact": "right answers"}
 
@@ -42,11 +41,5 @@ def plot_rivals(rows: Sequence[Mapping[str, Any]], folder: Path, stem: str) -> l
             panel.spines[["top", "right"]].set_visible(False)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(families), frameon=False, fontsize=9)
         figure.suptitle(f"{Path(model).name}: quality against forwards", fontsize=11)
-        path = folder / f"{stem}-{Path(model).name}-frontier.png"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=130)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}; choose another folder") from error
-        written.append(path)
+        written.append(save_picture(figure, folder / f"{stem}-{Path(model).name}-frontier.png"))
     return written

@@ -31,15 +31,21 @@ def plot_bench(record: Mapping[str, Any], folder: Path, stem: str = "decode") ->
     pictures = {f"{stem}-speedup.png": _speedups(timed, record["settings"])}
     if drafted:
         pictures[f"{stem}-acceptance.png"] = _acceptance(drafted)
-    written = []
+    return [save_picture(figure, folder / name) for name, figure in pictures.items()]
+
+
+def save_picture(figure: Figure, path: Path) -> Path:
+    """Write a picture, its folder made if need be, and return where it went.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in pictures.items():
-            figure.savefig(folder / name, dpi=150)
-            written.append(folder / name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
     except OSError as error:
-        raise UsageError(f"cannot write pictures to {folder}: {error.strerror}; choose another folder") from error
-    return written
+        raise UsageError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+    return path
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
