@@ -6,7 +6,7 @@
 Defaults: pocket-code with pocket-code-draft; completion, edit, structured, undraftable prompts and best-of-8; batch 1, 4, 8 and 16; three
 rounds in which contenders take turns. Methods that remember text are measured from empty memory and, as `(warm)`, after answering other
 prompts; a cell's `speedup` below 1 says where speculation stops paying. What to expect at batch 1, greedy completion: the best method at
-least twice as fast as plain decoding, and `auto` about 3 % slower than it at most, even on text that cannot be drafted; differences so small
+least twice as fast as plain decoding, and `auto` about 3 % slower at most, even on text that cannot be drafted; differences so small
 take many rounds, or the phase shares in the record. Run on a quiet machine.
 """
 
