@@ -9,8 +9,9 @@ from paceline.core.request import Request, Sequence
 from paceline.core.tree import TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting import auto
-from paceline.drafting.auto import BURST, LATE, PATIENCE, REST, SOON, TRIAL, Auto
+from paceline.drafting.auto import BURST, LATE, SOON, TRIAL, Auto
 from paceline.drafting.base import DraftLimits
+from paceline.drafting.rest import PATIENCE, REST
 
 MANY = DraftLimits(64, 64)
 

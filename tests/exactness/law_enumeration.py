@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from paceline.core.rng import Purpose
 from paceline.core.sampling import Sampling
 from paceline.core.tree import Distribution, Proposal, TokenTree
 from paceline.verification import rejection
-from paceline.verification.rejection import Odds
+from paceline.verification.rejection import Odds, Opening
 from paceline.verification.rows import TreeRows
 from paceline.verification.verifier import Verifier
 
@@ -68,14 +69,18 @@ class _Run:
         self.last: torch.Tensor | None = None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        offer = Odds.offer
+        def watch(rule: type[Odds] | type[Opening]) -> None:
+            offer = rule.offer
 
-        def spy(odds: Odds, tokens: torch.Tensor) -> torch.Tensor:
-            ratio = offer(odds, tokens)
-            self.offered = min(1.0, ratio.item())
-            return ratio
+            def spy(odds: Any, tokens: torch.Tensor) -> torch.Tensor:
+                ratio = offer(odds, tokens)
+                self.offered = min(1.0, ratio.item())
+                return ratio
 
-        patch.setattr(Odds, "offer", spy)
+            patch.setattr(rule, "offer", spy)
+
+        watch(Opening)
+        watch(Odds)
         patch.setattr(TreeRows, "uniform", lambda rows, row, purpose, draw=0: self.number(purpose))
         patch.setattr(rejection, "draw", self.capture)
 

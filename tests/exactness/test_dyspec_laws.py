@@ -195,9 +195,10 @@ def test_greedy_output_is_the_targets(name: str) -> None:
 
 def test_catches_a_verifier_that_keeps_the_drafts_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: children accepted always."""
-    from paceline.verification.rejection import Odds as Rule
+    from paceline.verification import rejection
 
-    monkeypatch.setattr(Rule, "offer", lambda odds, tokens: torch.ones(len(tokens), dtype=torch.float64))
+    for rule in (rejection.Opening, rejection.Odds):
+        monkeypatch.setattr(rule, "offer", lambda odds, tokens: torch.ones(len(tokens), dtype=torch.float64))
     output = decode("threshold", Sampling(temperature=1.0), 100, 60).output
     assert deviation(output, 100, TARGET.softmax(-1)) > 5
 

@@ -18,7 +18,7 @@ from paceline.drafting.base import DraftLimits
 from paceline.drafting.draft_model import DraftModel, DraftModelConfig
 from paceline.drafting.dyspec import DySpec, DySpecConfig
 from paceline.drafting.dyspec_growth import Pick, Urn, ValueGrowth
-from paceline.verification.rejection import opening
+from paceline.verification.rejection import Opening
 from paceline.verification.verifier import Verifier
 
 V = 3
@@ -123,7 +123,7 @@ def test_catches_repetitions_that_are_dropped() -> None:
 def test_where_the_draft_is_the_target_nothing_becomes_nan(replacement: bool) -> None:
     """R - D is zero everywhere: R stays, whatever is rejected by rounding."""
     law = torch.softmax(torch.randn(7, generator=torch.Generator().manual_seed(3), dtype=torch.float64), 0)
-    odds = opening(law[None], [Distribution(law)], [replacement])
+    odds = Opening(law[None], (Distribution(law),), (replacement,))
     assert float(odds.offer(torch.tensor([2]))) == pytest.approx(1)
     after = odds.rejected(torch.tensor([2]))
     torch.testing.assert_close(after.residual[0] / after.residual_mass[0], law)

@@ -18,7 +18,7 @@ from paceline.memory.ledger import Ledger
 from paceline.models.config import AttentionSpec, DecoderConfig, FeedForwardSpec, LayerSpec, RopeSpec
 from paceline.models.decoder import Decoder
 
-needs_compiler = pytest.mark.skipif(library(bf16=False) is None, reason="no C compiler on this machine: the fused path does not exist here")
+needs_compiler = pytest.mark.skipif(library("decode-f32") is None, reason="no C compiler on this machine: no fused path")
 
 
 def decoder(dtype: torch.dtype, window: int | None = None, head_dim: int = 32, partial: bool = False, bias: bool = False) -> Decoder:
@@ -139,18 +139,18 @@ def test_tree_rows_have_the_bits_of_plain_decoding(dtype: torch.dtype) -> None:
 
 def test_the_switch_turns_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
-    assert library(bf16=False) is None
+    assert library("decode-f32") is None
 
 
 def test_no_compiler_means_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert library(bf16=False) is None
+    assert library("decode-f32") is None
     failing = tmp_path / "cc"
     failing.write_text("#!/bin/sh\nexit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CC", str(failing))
-    assert library(bf16=False) is None
+    assert library("decode-f32") is None
     assert not list(tmp_path.glob("paceline/kernels/*.so"))
 
 

@@ -19,13 +19,12 @@ from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftContext, Drafter, DraftLimits, Remembers
 from paceline.drafting.lookahead import Lookahead, LookaheadConfig
 from paceline.drafting.planned import Planned, PlannedConfig
+from paceline.drafting.rest import Rest
 
 TRIAL = 8  # steps that every drafter gets first
 BURST = 4  # steps of a later trial
 SOON, LATE = 64, 4096  # steps to the next trial of a drafter that was worse: at first, and at most
 MEMORY = 64  # steps that a rate remembers
-PATIENCE = 8  # steps in a row in which nothing drafted was accepted, until a part is asked less often
-REST = 16  # steps between two questions in the end: on text that cannot be drafted, asking is all that a drafter costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Auto:
         self._steps = 0
         self._running = 0  # the part that drafts
         self._left = 0  # steps before the choice is open again
-        self._idle = [0] * len(self.parts)  # steps of each in a row in which nothing drafted was accepted
+        self._rests = [Rest() for _ in self.parts]
         self._asked = True
         self._counted: Rate | None = None
         self._begun = 0.0
@@ -91,7 +90,7 @@ class Auto:
         if not config.shared:
             return cls([planned])
         known = replace(context, probe=planned.cost)  # what a forward costs is measured once
-        return cls([planned, Lookahead.build(LookaheadConfig(), known)])
+        return cls([planned, Lookahead(LookaheadConfig(), known, rests=False)])
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """The drafts of the part whose turn it is."""
@@ -100,11 +99,10 @@ class Auto:
         # Neither a step that also reads a prompt nor the first one after a change, which catches up, says how fast a part is.
         fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
         self._counted = None if fresh or before != self._running else rate
-        idle = self._idle[self._running]
-        if fresh or (before != self._running and self._left):  # a new text, or a trial: questions come close again
-            idle = self._idle[self._running] = min(idle, PATIENCE)
-        beyond = idle - PATIENCE
-        self._asked = (beyond < REST and beyond.bit_count() <= 1) or beyond % REST == 0 or beyond < 0
+        rest = self._rests[self._running]
+        if fresh or (before != self._running and self._left):  # a new text, or a trial
+            rest.wake()
+        self._asked = rest.asks()
         if not self._asked:
             return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
         return self.parts[self._running].propose(sequences, limits)
@@ -113,7 +111,7 @@ class Auto:
         """The part that drafted learns; the others catch up when it is their turn."""
         if self._asked:
             self.parts[self._running].observe(sequences, trees, verdicts, taps)
-        self._idle[self._running] = 0 if any(verdict.accepted for verdict in verdicts) else self._idle[self._running] + 1
+        self._rests[self._running].note(any(verdict.accepted for verdict in verdicts))
         if self._counted is not None:
             self._counted.observe(sum(len(verdict.tokens) for verdict in verdicts), perf_counter() - self._begun)
 

@@ -275,7 +275,7 @@ class Stand:
                     deeper.append(Spot(walk, child, path, (*spot.context, token), reach * chance))
                 reach *= 1.0 - chance
                 left -= share
-            if walk.sampled and len(growth.token) > 1 and growth.parent[-1] == spot.node:
+            if walk.sampled and drawn.law is not None and len(growth.token) > 1 and growth.parent[-1] == spot.node:
                 growth.q[spot.node] = drawn.law
         return deeper, rows - first
 

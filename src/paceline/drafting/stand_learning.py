@@ -7,15 +7,13 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from paceline.core.request import Sequence
 from paceline.core.sampling import Sampling
-from paceline.core.transform import law_of, target_distribution, top
+from paceline.core.transform import law_of, likeliest, target_distribution, top
 from paceline.drafting.stand_config import StandConfig
 from paceline.drafting.stand_scope import Space
 from paceline.drafting.stand_table import Context, Entry, NgramTable
@@ -105,23 +103,9 @@ def _entries(laws: Many[Float[Tensor, " vocabulary"]], config: StandConfig, said
     """
     if not laws:
         return []
-    if said is None and laws[0].device.type == "cpu":
-        return [_likeliest(law.numpy(), config.candidates) for law in laws]
-    table = torch.stack(list(laws)).float()
     if said is not None:
-        table = _leaning(table, said, config.said)
-    if table.device.type == "cpu":
-        return [_likeliest(law, config.candidates) for law in table.numpy()]
-    best, tokens = top(table, min(config.candidates, table.shape[-1]))
+        laws = list(_leaning(torch.stack(list(laws)).float(), said, config.said))
+    if laws[0].device.type == "cpu":
+        return [Entry.of(*likeliest(law.float(), config.candidates)) for law in laws]
+    best, tokens = top(torch.stack(list(laws)).float(), min(config.candidates, len(laws[0])))
     return [Entry.of(ids, probs) for ids, probs in zip(tokens.tolist(), best.tolist(), strict=True)]
-
-
-def _likeliest(law: npt.NDArray[np.floating], count: int) -> Entry:
-    """The `count` largest probabilities of a law, of equal ones the lowest ids. Only what is not zero is looked at: mostly little."""
-    ids = np.flatnonzero(law)
-    probs = law[ids].astype(np.float32, copy=False)
-    if len(ids) > count:
-        keep = probs >= np.partition(probs, len(ids) - count)[len(ids) - count]
-        ids, probs = ids[keep], probs[keep]
-    order = np.argsort(-probs, kind="stable")[:count]  # ids ascend
-    return Entry.of(ids[order].tolist(), probs[order].tolist())

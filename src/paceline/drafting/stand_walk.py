@@ -20,7 +20,6 @@ from paceline.drafting.stand_template import RankPath
 
 NO_DRAW = -1  # the root was not drawn
 NO_NOISE: npt.NDArray[np.float64] = np.zeros((0, 0))
-WHOLE = torch.ones(1, dtype=torch.float64)  # probability of the only token there is
 
 
 @dataclass(slots=True)
@@ -77,13 +76,13 @@ class Draws:
         tokens: in the order they are drawn.
         shares: probability of each in the law they are drawn from.
         peak: the largest of these.
-        law: what they are drawn from.
+        law: what they are drawn from; nothing where there is one token only: it counts as chosen, which is judged by the same chance.
     """
 
     tokens: list[int]
     shares: list[float]
     peak: float
-    law: Distribution
+    law: Distribution | None
 
 
 def draw(table: NgramTable, entries: Many[Entry], noise: npt.NDArray[np.float64]) -> list[Draws]:
@@ -104,7 +103,7 @@ def draw(table: NgramTable, entries: Many[Entry], noise: npt.NDArray[np.float64]
     for entry in entries:
         size = len(entry.ids)
         if size == 1:
-            drawn.append(Draws([entry.ids[0]], [1.0], 1.0, Distribution(WHOLE, torch.tensor(entry.ids))))
+            drawn.append(Draws([entry.ids[0]], [1.0], 1.0, None))
             continue
         order, shares = [place for place in orders[row] if place < size], q[row].tolist()
         law = Distribution(torch.from_numpy(q[row, :size]), torch.from_numpy(support[row, :size]))

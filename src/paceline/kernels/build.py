@@ -12,30 +12,35 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-pthread", "-fPIC")
-SOURCES = {"pool.c": (), "product.c": (), "attend.c": (), "decode.c": ("-ffast-math",)}  # with the flags of their own
+DECODE = {"pool.c": (), "product.c": (), "attend.c": (), "decode.c": ("-ffast-math",)}  # sources with the flags of their own
+LIBRARIES: dict[str, tuple[dict[str, tuple[str, ...]], tuple[str, ...]]] = {  # sources, and flags of all of them
+    "decode-f32": (DECODE, ("-DBF16=0",)),
+    "decode-bf16": (DECODE, ("-DBF16=1",)),
+    "law": ({"law.c": ()}, ()),
+}
 # Linking is a step of its own: a library linked under -ffast-math switches denormal numbers off for the whole process.
 LINK_FLAGS = ("-shared", "-pthread")
 SWITCH = "PACELINE_KERNELS"  # set to 0 to do without
 
 
-def library(bf16: bool) -> Path | None:
-    """The shared library of one element type, compiled if need be; `None` if switched off or impossible here."""
+def library(name: str) -> Path | None:
+    """One of `LIBRARIES`, compiled if need be; `None` if switched off or impossible here."""
+    sources, common = LIBRARIES[name]
     if os.environ.get(SWITCH, "1") == "0" or platform.machine() not in ("x86_64", "AMD64"):
         return None
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None
-    target = _cache() / f"decode-{'bf16' if bf16 else 'f32'}-{_fingerprint(compiler)}.so"
+    target = _cache() / f"{name}-{_fingerprint(compiler)}.so"
     if target.exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            parts = {name: str(made.with_name(f"{name}.o")) for name in SOURCES}
+            parts = {source: str(made.with_name(f"{source}.o")) for source in sources}
             commands = [
-                [compiler, *FLAGS, *own, f"-DBF16={int(bf16)}", "-c", "-o", parts[name], str(FOLDER / name)]
-                for name, own in SOURCES.items()
+                [compiler, *FLAGS, *own, *common, "-c", "-o", parts[source], str(FOLDER / source)] for source, own in sources.items()
             ]
             for command in (*commands, [compiler, *LINK_FLAGS, "-o", str(made), *parts.values(), "-lm"]):
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
@@ -52,7 +57,7 @@ def _cache() -> Path:
 def _fingerprint(compiler: str) -> str:
     """Changes with the sources, the flags, the compiler and the processor: a cache folder may be shared between machines."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]"))))
-    for part in (*FLAGS, str(SOURCES), *LINK_FLAGS, compiler, _processor()):
+    for part in (*FLAGS, str(LIBRARIES), *LINK_FLAGS, compiler, _processor()):
         digest.update(part.encode())
     return digest.hexdigest()[:16]
 

@@ -136,7 +136,7 @@ def fused(dtype: torch.dtype, device: torch.device) -> Fused | None:
     """Kernels for this type, if this machine can have them."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return None
-    path = library(bf16=dtype is torch.bfloat16)
+    path = library("decode-bf16" if dtype is torch.bfloat16 else "decode-f32")
     return None if path is None else Fused(str(path))
 
 

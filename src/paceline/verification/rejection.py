@@ -7,7 +7,8 @@ Behind the last child a token drawn from R is emitted, at a leaf one drawn from 
 whether to draw another child never depended on that child's value. The ratio test is wrong for children that were *chosen*: their D is
 a point mass, so that y_i is accepted with probability R[y_i], and else R loses y_i. In law that is sample-and-match.
 
-`Odds` is the rule as a pure function, apart from random numbers: tests enumerate its outcomes exactly.
+`Odds` is the rule as a pure function, apart from random numbers: tests enumerate its outcomes exactly. `Opening` is where it starts. Most
+first children are accepted, and that takes two numbers; whole laws are worked on only once a child was rejected.
 """
 
 from __future__ import annotations
@@ -89,39 +90,78 @@ class Odds:
         )
 
 
-def opening(target: Float[Tensor, "nodes vocabulary"], drafts: Many[Distribution | None], replacement: Many[bool]) -> Odds:
-    """The odds before any child was judged, in float64 on the target's device.
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Where several nodes stand before any of their children was judged.
 
     Args:
-        target: p of each node.
+        residual: p of each node.
         drafts: q of each node, dense or sparse; `None` for chosen children.
         replacement: whether each node's children were drawn with replacement.
 
     Raises:
         PacelineError: if a draft distribution is wider than the target's vocabulary.
     """
-    vocabulary, device = target.shape[-1], target.device
-    law = target.double()
-    draft = torch.stack([_dense(q, vocabulary, device) for q in drafts]).double()
-    return Odds(
-        law,
-        law.sum(-1, keepdim=True),
-        draft,
-        draft.sum(-1, keepdim=True),
-        torch.tensor([q is None for q in drafts], device=device).unsqueeze(-1),
-        torch.tensor(replacement, device=device).unsqueeze(-1),
-    )
+
+    residual: Float[Tensor, "nodes vocabulary"]
+    drafts: tuple[Distribution | None, ...]
+    replacement: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        known, vocabulary = max((len(q.probs) for q in self.drafts if q is not None), default=0), self.residual.shape[-1]
+        if known > vocabulary:
+            raise PacelineError(f"the draft knows {known} tokens but the target {vocabulary}; use a draft with the target's tokenizer")
+
+    def offer(self, tokens: Int[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
+        """p[y] / q[y] of the first child of each node: accepted with this probability, certainly from one upwards."""
+        law = self.residual.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).double() / self.residual.sum(-1, dtype=torch.float64)
+        if all(q is None for q in self.drafts):
+            return law
+        return law / torch.stack([_share(q, token) for q, token in zip(self.drafts, tokens, strict=True)])
+
+    def rejected(self, tokens: Int[Tensor, " nodes"]) -> Odds:
+        """The odds after that child was rejected."""
+        return self.odds().rejected(tokens)
+
+    def odds(self) -> Odds:
+        """The same with whole laws, in float64 on the target's device."""
+        vocabulary, device = self.residual.shape[-1], self.residual.device
+        law = self.residual.double()
+        draft = torch.stack([_dense(q, vocabulary, device) for q in self.drafts])
+        return Odds(
+            law,
+            law.sum(-1, keepdim=True),
+            draft,
+            draft.sum(-1, keepdim=True),
+            torch.tensor([q is None for q in self.drafts], device=device).unsqueeze(-1),
+            torch.tensor(self.replacement, device=device).unsqueeze(-1),
+        )
+
+    def at(self, places: Many[int]) -> Opening:
+        """The opening of some of the nodes."""
+        if len(places) == len(self.drafts):
+            return self
+        index = torch.tensor(places, device=self.residual.device)
+        return Opening(self.residual[index], tuple(self.drafts[at] for at in places), tuple(self.replacement[at] for at in places))
+
+
+def _share(q: Distribution | None, token: Int[Tensor, ""]) -> Float[Tensor, ""]:
+    """q of a token, without a wait for the device."""
+    if q is None:
+        return torch.ones((), dtype=torch.float64, device=token.device)
+    probs = q.probs.to(token.device, torch.float64)
+    if q.ids is None:
+        return probs.gather(-1, token.clamp(max=len(probs) - 1).unsqueeze(-1)).squeeze(-1) * (token < len(probs)) / probs.sum()
+    return torch.where(q.ids.to(token.device) == token, probs, 0.0).sum() / probs.sum()
 
 
 def _dense(q: Distribution | None, vocabulary: int, device: torch.device) -> Float[Tensor, " vocabulary"]:
-    """A draft distribution over the target's vocabulary."""
+    """A draft distribution over the target's vocabulary, in float64."""
     if q is not None and q.ids is None and len(q.probs) == vocabulary:
-        return q.probs.to(device)
+        return q.probs.to(device, torch.float64)
     dense = torch.zeros(vocabulary, dtype=torch.float64, device=device)
     if q is None:
         return dense
-    if len(q.probs) > vocabulary:
-        raise PacelineError(f"the draft knows {len(q.probs)} tokens but the target {vocabulary}; use a draft with the target's tokenizer")
     ids = torch.arange(len(q.probs), device=device) if q.ids is None else q.ids.to(device)
     return dense.scatter_(0, ids, q.probs.to(device, torch.float64))
 
@@ -144,13 +184,18 @@ class Rejection:
         live = dict.fromkeys(self.members, ROOT)
         while live:
             live = self._level(live)
-        numbers = [self.last[member][1] for member in self.members]
-        tokens = draw(torch.stack([self.last[member][0] for member in self.members]), numbers)
+        kinds: dict[torch.dtype, list[int]] = {}  # laws as the target gave them, and residuals
+        for member in self.members:
+            kinds.setdefault(self.last[member][0].dtype, []).append(member)
+        tokens: dict[int, int] = {}
+        for alike in kinds.values():
+            laws, numbers = zip(*(self.last[member] for member in alike), strict=True)
+            tokens.update(zip(alike, draw(torch.stack(laws), numbers), strict=True))
         paths = []
-        for member, token in zip(self.members, tokens, strict=True):
+        for member in self.members:
             accepted = self.accepted[member]
             end = self.rows.starts[member] + (accepted[-1] if accepted else ROOT)
-            emitted = (*(self.rows.trees[member].token[node] for node in accepted), self.rows.checked(end, token))
+            emitted = (*(self.rows.trees[member].token[node] for node in accepted), self.rows.checked(end, tokens[member]))
             paths.append((tuple(accepted), emitted))
         return paths
 
@@ -170,10 +215,10 @@ class Rejection:
         rows = [self.rows.starts[member] + node for member, node in live.items()]
         families = [self.children[member][node] for member, node in live.items()]
         proposals = [self.rows.trees[member].proposal for member in members]
-        odds = opening(
+        odds: Opening | Odds = Opening(
             self._law(live),
-            [None if proposal is None else proposal.q.get(node) for proposal, node in zip(proposals, nodes, strict=True)],
-            [proposal is not None and proposal.replacement for proposal in proposals],
+            tuple(None if proposal is None else proposal.q.get(node) for proposal, node in zip(proposals, nodes, strict=True)),
+            tuple(proposal is not None and proposal.replacement for proposal in proposals),
         )
         reached: dict[int, int] = {}
         asking = list(range(len(members)))  # places whose children so far were all rejected; `odds` holds exactly these
@@ -206,7 +251,7 @@ class Rejection:
             rank += 1
         return reached
 
-    def _impossible(self, odds: Odds, at: int, row: int, token: int) -> PacelineError:
+    def _impossible(self, odds: Opening | Odds, at: int, row: int, token: int) -> PacelineError:
         """Why a ratio is not a number: the target's law, or a proposal that is not what the child was drawn from."""
         if bool(odds.residual[at].isnan().any()):
             self.rows.checked(row, INVALID)

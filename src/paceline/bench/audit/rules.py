@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paceline.core.tree import Distribution
-from paceline.verification.rejection import Odds, opening
+from paceline.verification import rejection
 
 Law = Float[Tensor, " vocabulary"]
 
@@ -39,12 +39,12 @@ class Opening(Protocol):
 class EngineRule:
     """The rule that the engine's verifier walks with."""
 
-    odds: Odds
+    odds: rejection.Opening | rejection.Odds
 
     @classmethod
     def open(cls, target: Law, draft: Law | None, replacement: bool) -> EngineRule:
         """See `Opening`."""
-        return cls(opening(target[None], [None if draft is None else Distribution(draft)], [replacement]))
+        return cls(rejection.Opening(target[None], (None if draft is None else Distribution(draft),), (replacement,)))
 
     def offer(self, token: int) -> float:
         return float(self.odds.offer(torch.tensor([token])))

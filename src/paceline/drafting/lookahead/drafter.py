@@ -18,11 +18,11 @@ from paceline.drafting.lookahead.config import LookaheadConfig
 from paceline.drafting.lookahead.forest_file import Store, read_forest, write_forest
 from paceline.drafting.lookahead.select import Picked, best_branch, best_first, mixed, side_by_side
 from paceline.drafting.lookahead.trie import SURE, Forest, Place, segments
+from paceline.drafting.rest import Rest
 from paceline.planning.cost import ForwardCost, StepWatch
 
 NOTHING = Picked()
-PATIENCE = 8  # idle steps after which only the longest suffix is looked up, but for every eighth step
-DOUBT = 32  # idle steps after which likely candidates are sent although they seem too dear: the cost of rows may be misjudged
+DOUBT = 16  # questions in vain after which likely candidates are sent although they seem too dear: the cost of rows may be misjudged
 LIKELY = 0.5
 PIECE = 8  # positions that are noted together: each step's few by themselves would cost more than they bring
 RECENT = 0  # stands for the length of the query where candidates come from output that is not inserted yet
@@ -36,14 +36,16 @@ class Row:
         prompt: what followed each token in its prompt; nothing where the prompt is not drafted from.
         inserted: the next position of its text that is to root an output.
         found, query: candidates of the last step, and the length of the suffix they were found by.
-        idle: steps in a row in which nothing that was found was worth sending.
+        rest: when candidates are looked for.
+        vain: questions since one of them brought an accepted token.
     """
 
     prompt: Forest | None
     inserted: int
     found: Picked = field(default_factory=Picked)
     query: int = 0
-    idle: int = 0
+    rest: Rest = field(default_factory=Rest)
+    vain: int = 0
 
 
 class Lookahead:
@@ -51,12 +53,18 @@ class Lookahead:
 
     Zhao et al. 2023, "Lookahead: An Inference Acceleration Framework for Large Language Model with Lossless Generation Accuracy",
     arXiv 2312.12728. Outputs are learned per scope (`Request.tenant`): no scope drafts from another's.
+
+    Args:
+        config: options.
+        context: what the house offers.
+        rests: with a measured budget, whether sequences are looked up less often while nothing is accepted; else others see to it.
     """
 
     Config = LookaheadConfig
     taps: TapRequest = NO_TAPS
 
-    def __init__(self, config: LookaheadConfig, context: DraftContext) -> None:
+    def __init__(self, config: LookaheadConfig, context: DraftContext, rests: bool = True) -> None:
+        self.rests = rests and config.budget == "measured"
         self.config, self.vocabulary, self.eos = config, context.vocabulary, context.eos
         self.cost = ForwardCost(context.probe)
         self.record = Record(config.max_query)
@@ -81,41 +89,47 @@ class Lookahead:
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """What earlier text says may come next. The sequences share `decoding_length`."""
-        shared = self.config.decoding_length
-        if self.config.budget == "critical":
-            shared = critical_length(self.cost, len(sequences), shared)
-        nodes = shared // len(sequences) - 1 if sequences else 0
-        found: list[Picked] = []
-        for sequence, limit in zip(sequences, limits, strict=True):
-            row = self._row(sequence)
-            row.found, row.query = self._find(sequence, row, min(nodes, limit.nodes), min(self.config.branch_length, limit.depth))
-            found.append(row.found)
+        rows = [self._row(sequence) for sequence in sequences]
+        found = [NOTHING] * len(rows)
+        if asking := [at for at, row in enumerate(rows) if self._asks(row)]:
+            shared = self.config.decoding_length
+            if self.config.budget == "critical":
+                shared = critical_length(self.cost, len(sequences), shared)
+            nodes = shared // len(sequences) - 1
+            for at in asking:
+                row, limit = rows[at], limits[at]
+                row.vain += 1
+                depth = min(self.config.branch_length, limit.depth)
+                found[at], row.query = self._find(sequences[at], row, min(nodes, limit.nodes), depth)
+                row.found = found[at]
         if self.config.budget == "measured" and any(found):
-            reaches = [self.record.reaches(picked, self._row(sequence).query) for sequence, picked in zip(sequences, found, strict=True)]
+            reaches = [self.record.reaches(picked, row.query) for row, picked in zip(rows, found, strict=True)]
             keep = worthwhile(reaches, len(sequences), self.cost)
-            for at, sequence in enumerate(sequences):
-                if self._row(sequence).idle % DOUBT == DOUBT - 1 and not any(keep[at]):
+            for at, row in enumerate(rows):
+                if row.vain % DOUBT == 0 and not any(keep[at]):
                     keep[at] = [chance >= LIKELY for chance in reaches[at]]
             found = [picked.kept(marks) for picked, marks in zip(found, keep, strict=True)]
-        if self.config.budget == "measured":
-            for sequence, picked in zip(sequences, found, strict=True):
-                row = self._row(sequence)
-                row.idle = 0 if picked else row.idle + 1
         if self.config.shape == "par":
             found = [side_by_side(picked, len(picked)) for picked in found]
         trees = [picked.tree(sequence.tokens[-1]) for sequence, picked in zip(sequences, found, strict=True)]
-        self._watch.begin(sequences, trees)
+        if asking:
+            self._watch.begin(sequences, trees)
         return trees
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
         """Learn what the step cost and which candidates were right, note new output, and insert a bounded part of what was noted."""
-        if self.config.budget != "fixed":
+        rows = [self._rows.get(sequence.uid) for sequence in sequences]
+        asked = [row is not None and self._asks(row) for row in rows]  # as when the trees were proposed
+        if any(asked) and self.config.budget != "fixed":
             self._watch.end(trees)
         stores: dict[int, Store] = {}
-        for sequence, verdict in zip(sequences, verdicts, strict=True):
-            row = self._rows.get(sequence.uid)
+        for sequence, verdict, row, looked in zip(sequences, verdicts, rows, asked, strict=True):
             if row is None:
                 continue
+            row.rest.note(bool(verdict.accepted))
+            if not looked:  # nor is output inserted before somebody asks: many places at once cost less than each in its step
+                continue
+            row.vain = 0 if verdict.accepted else row.vain
             if row.found:
                 self.record.observe(row.found, row.query, verdict.tokens)
                 row.found = NOTHING
@@ -137,7 +151,7 @@ class Lookahead:
             return
         if row is None:  # others drafted for it; its answer is learned all the same
             row = Row(None, self._preempted.pop(sequence, sequence.prompt_length - 1))
-        store = self._store(sequence)
+        store, row.prompt = self._store(sequence), None  # nobody drafts from the prompt again
         self._note(store, sequence, row, len(sequence.tokens))
         if isinstance(store, Forest) and len(store.changed) >= self.config.squeeze_after:
             store.squeeze(self.config.max_output_node)
@@ -180,6 +194,9 @@ class Lookahead:
                 store.squeeze(self.config.max_output_node)
         write_forest(path, self.stores, self.vocabulary)
 
+    def _asks(self, row: Row) -> bool:
+        return not self.rests or row.rest.asks()
+
     def _find(self, sequence: Sequence, row: Row, nodes: int, depth: int) -> tuple[Picked, int]:
         """Candidates below the pending token in pre-order, and the length of the suffix they follow."""
         if nodes < 1 or depth < 1:
@@ -193,9 +210,7 @@ class Lookahead:
             return store.draft(first, second, branches, nodes, depth), min(2, self.config.max_query)
         best, size = NOTHING, 0
         longest = min(self.config.max_query, len(sequence.tokens))
-        # Where drafts do not pay, host time should not be spent on weak evidence; what matches well is still found at once.
-        shortest = longest if row.idle > PATIENCE and row.idle % PATIENCE else 1
-        for length in range(longest, shortest - 1, -1):
+        for length in range(longest, 0, -1):
             query = sequence.tokens[-length:]
             if length == 1 and query[0] in self._stops:
                 break
