@@ -160,7 +160,9 @@ def test_marks(pocket: LLM) -> None:
 
 def test_rows(model: LLM) -> None:
     told: list[tuple[str, int, int]] = []
-    rows = text_rows(model, METHODS, SETTINGS, lambda *step: told.append(step))
+    cells = list(text_rows(model, METHODS, SETTINGS, lambda *step: told.append(step)))
+    assert all(len({(row["length"], row["batch"]) for row in cell}) == 1 for cell in cells)
+    rows = [row for cell in cells for row in cell]
     assert [(row["length"], row["batch"], row["method"]) for row in rows] == [(n, b, m) for n in (8, 16) for b in (1, 2) for m in METHODS]
     assert [done for _, done, _ in told] == list(range(16))
     assert {turns for *_, turns in told} == {16}
@@ -182,7 +184,7 @@ def test_rows(model: LLM) -> None:
 def test_answers_that_end_count_up_to_their_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method whose answers are shorter is not faster for what it leaves out."""
     monkeypatch.setattr("paceline.bench.denoising_text._timed", _timed)
-    rows = text_rows(open_text(folder), ("static", "threshold"), TextSettings((8,), (1,), prompts=2, chars=200, judge=""))
+    (rows,) = text_rows(open_text(folder), ("static", "threshold"), TextSettings((8,), (1,), prompts=2, chars=200, judge=""))
     assert [row["tokens"] for row in rows] == [16, 8]
     assert [row["tokens_per_second"] for row in rows] == [8, 4]
     assert [row["speedup"] for row in rows] == [1, 0.5]

@@ -17,7 +17,7 @@ from paceline.drafting.base import DraftContext, DraftLimits
 from paceline.drafting.compose import Compose, follow, merge
 from paceline.drafting.draft_model import DraftModel, DraftModelConfig
 from paceline.drafting.growth import draw_without_replacement
-from paceline.drafting.planned import Acceptance, Planned, PlannedConfig
+from paceline.drafting.planned import DOUBT, Acceptance, Planned, PlannedConfig
 from paceline.drafting.prompt_lookup import NgramIndex, PromptLookup, PromptLookupConfig
 from paceline.planning.cost import ForwardCost
 
@@ -153,6 +153,14 @@ def test_planner_drafts_when_rows_are_free_and_stops_when_they_are_not() -> None
     assert len(proposed(planned(), copied)) > 2
     dear = {size: float(size) for size in range(1, 129)}  # every row costs a whole forward
     assert proposed(planned(dear), copied) == []
+
+
+def test_planner_puts_costs_that_seem_too_dear_to_the_test_now_and_then() -> None:
+    """Probing may have been disturbed; a size that is never sent would stay misjudged for ever."""
+    drafter = planned({size: float(size) for size in range(1, 129)})
+    member = sequence([1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2])
+    sent = [step for step in range(1, 4 * DOUBT + 1) if len(drafter.propose([member], [MANY])[0]) > 1]
+    assert sent == [DOUBT, 2 * DOUBT, 3 * DOUBT, 4 * DOUBT]
 
 
 def test_planner_learns_that_copies_are_rejected_and_tries_again_later() -> None:

@@ -35,7 +35,7 @@ def report_text(
         methods: those that a checkpoint refuses are left out of its table, and named.
         settings: what is measured.
         name: of the benchmark.
-        json: file or folder of the record, which is written anew after each checkpoint.
+        json: file or folder of the record, which is written anew after each length and batch: such runs take hours.
         pictures: folder.
 
     Returns:
@@ -49,9 +49,14 @@ def report_text(
         if refused:
             notes.append(f"{public_name(model.name)} refuses {'; '.join(refused)}")
             console.print(notes[-1], soft_wrap=True)
+        own: list[dict[str, Any]] = []
+        told = asdict(settings) | {"models": [public_name(each) for each in checkpoints], "threads": torch.get_num_threads()}
         with console.status(f"asking {model.name}") as status:
-            own = text_rows(model, kept, settings, lambda label, done, turns: status.update(f"{label} ({done} of {turns})"))
-        mark_unbeaten(own)
+            for cell in text_rows(model, kept, settings, lambda label, done, turns: status.update(f"{label} ({done} of {turns})")):
+                mark_unbeaten(cell)
+                own += cell
+                if json is not None:
+                    written = Record(f"{name}-text", rows + own, told, {"seed": settings.seed}, notes=notes).write(json)
         rows += own
         title = f"{public_name(model.name)}: {settings.prompts} questions, half problems, half code; 95 % bootstrap intervals over prompts"
         console.print(render_table(title, TEXT_COLUMNS, own))
@@ -59,7 +64,5 @@ def report_text(
             for path in plot_pareto(own, pictures, f"{name}-{Path(public_name(model.name)).name}"):
                 console.print(f"wrote {path}", soft_wrap=True)
         if json is not None:
-            told = asdict(settings) | {"models": [public_name(each) for each in checkpoints], "threads": torch.get_num_threads()}
-            record = Record(f"{name}-text", rows, told, {"seed": settings.seed}, notes=notes)
-            console.print(f"wrote {record.write(json)}", soft_wrap=True)
+            console.print(f"wrote {written}", soft_wrap=True)
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -95,7 +95,7 @@ def fitting(model: LLM, methods: Sequence[str]) -> tuple[list[str], list[str]]:
     return kept, refused
 
 
-def text_rows(model: LLM, methods: Sequence[str], settings: TextSettings, tell: Tell | None = None) -> list[dict[str, Any]]:
+def text_rows(model: LLM, methods: Sequence[str], settings: TextSettings, tell: Tell | None = None) -> Iterator[list[dict[str, Any]]]:
     """Measure methods on held-out problems and code. Answers end where a user's would: at an end of text, or at the length.
 
     Args:
@@ -104,15 +104,15 @@ def text_rows(model: LLM, methods: Sequence[str], settings: TextSettings, tell: 
         settings: what is measured.
         tell: called with what is being measured, turns done and turns in all.
 
-    Returns:
-        A row per length, batch and method. Per answer: `forwards`, `rows` fed, `identical` and `edit`, the share of answers equal to the
-        first method's and the mean distance from them, `solved` problems, code that `parses`, and its `bits` per byte under the judge.
-        `tokens_per_second` counts tokens up to the ends of text; `speedup` is against the first method in the same round.
+    Yields:
+        After each length and batch, a row per method. Per answer: `forwards`, `rows` fed, `identical` and `edit`, the share of answers
+        equal to the first method's and the mean distance from them, `solved` problems, code that `parses`, and its `bits` per byte under
+        the judge. `tokens_per_second` counts tokens up to the ends of text; `speedup` is against the first method in the same round.
     """
     judge = Judge(load(settings.judge, "none", kv_tokens=256)) if settings.judge else None
     asked = questions(settings.prompts, settings.chars, settings.seed)
     turns = len(settings.lengths) * len(settings.batches) * settings.rounds * len(methods)
-    found, done = [], 0
+    done = 0
     for length in settings.lengths:
         for batch in settings.batches:
             times: dict[str, list[float]] = {method: [] for method in methods}
@@ -124,6 +124,7 @@ def text_rows(model: LLM, methods: Sequence[str], settings: TextSettings, tell: 
                     seconds, outputs[method] = _timed(model, method, asked, length, batch)
                     times[method].append(seconds)
                     done += 1
+            found = []
             for method in methods:
                 row = _quality(asked, outputs[method], outputs[methods[0]], judge, settings.seed)
                 ratios = [
@@ -134,7 +135,7 @@ def text_rows(model: LLM, methods: Sequence[str], settings: TextSettings, tell: 
                     "model": public_name(model.name), "length": length, "batch": batch, "method": method, **row,
                     "seconds": median(times[method]), "tokens_per_second": row["tokens"] / median(times[method]), "speedup": median(ratios),
                 })  # fmt: skip
-    return found
+            yield found
 
 
 def _timed(model: LLM, method: str, asked: Sequence[Question], length: int, batch: int) -> tuple[float, list[Output]]:

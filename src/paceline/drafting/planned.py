@@ -21,6 +21,8 @@ from paceline.drafting.base import DraftContext, DraftLimits
 from paceline.planning.cost import ForwardCost
 
 CLEARLY = 1.02  # a larger draft must be better by this much: estimates are noisy
+DOUBT = 16  # likely offers held back in a row, until they are sent although they seem too dear: the cost of rows may be misjudged
+LIKELY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Planned:
         self._by_size = {size: Acceptance(forget) for size in range(5)}
         self._by_model, self._by_source = Acceptance(forget), Acceptance(forget)
         self._draft_seconds = 0.0  # per draft forward; zero until measured, so that the draft model is tried
+        self._held = 0  # steps in a row with likely offers, none of them sent
         self._pending = Pending()
 
     @classmethod
@@ -117,6 +120,11 @@ class Planned:
             return self._send([TokenTree.chain(sequence.tokens[-1]) for sequence in sequences], {})
         weak = [at for at, offer in enumerate(offers) if limits[at].depth > 0 and self._weaker(offer)] if self.model else []
         depth, floor = self._plan(offers, weak, limits)
+        if not depth and floor >= 1.0 and any(offer.tokens and offer.acceptance.rate >= LIKELY for offer in offers):
+            self._held += 1
+            floor = LIKELY if self._held % DOUBT == 0 else floor
+        else:
+            self._held = 0
         judged: dict[int, Acceptance] = {}
         trees: list[TokenTree] = []
         for sequence, offer in zip(sequences, offers, strict=True):
