@@ -127,7 +127,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "methods.md": methods_page,
     "reference/cli.md": cli_page,
     "../README.md": _tabled("../README.md"),
-    **{f"methods/{page.name}": _tabled(f"methods/{page.name}") for page in sorted((DOCS / "methods").glob("*.md"))},
+    **{f"{room}/{page.name}": _tabled(f"{room}/{page.name}") for room in ("methods", "decisions") for page in sorted((DOCS / room).glob("*.md"))},
 }
 
 

@@ -77,7 +77,7 @@ def test_chances_are_learned_by_kind_and_only_there() -> None:
     assert all(0.0 < prospects.chance(kind) < 1.0 for kind in kinds | copies)
 
 
-@pytest.mark.parametrize(("cost", "expected"), [(lambda rows: 1.0, 0.0), (lambda rows: float(rows), 1.0)])
+@pytest.mark.parametrize(("cost", "expected"), [(lambda rows: 1.0, 0.0), (lambda rows: float(rows), 0.5)])
 def test_the_least_chance_is_the_price_of_a_row_in_tokens(cost: Callable[[int], float], expected: float) -> None:
     assert Prospects(cost, 3).least(4) == pytest.approx(expected)
 

@@ -16,6 +16,7 @@ MEMORY = 128  # judged draws that an estimate remembers
 FIRST = 3.0  # judged draws that the first guess weighs
 PEAKS = (0.3, 0.6, 0.85, 0.97)  # how decided a law is: probability of its likeliest token, or of what was not drawn yet
 RANKS = 3  # first draws, second ones, and all later ones
+EAGER = 0.5  # of the chance that pays at once: a draw teaches what such draws are worth, and later levels hang on it
 SPEED = 0.05  # weight of a step in the measured speed
 SPAN = 4  # rows that the marginal cost is taken over: single rows cost nothing or much, as kernels have it
 FEW, SELDOM = 8, 128  # steps without a draw after which the likeliest is made anyway; twice as many each time that it fails
@@ -68,7 +69,7 @@ class Prospects:
 
     def least(self, rows: int) -> float:
         """The chance below which a further row does not pay, in a forward that has so many already."""
-        return self._tokens / self._seconds * (self.cost(rows + SPAN) - self.cost(rows)) / SPAN
+        return EAGER * self._tokens / self._seconds * (self.cost(rows + SPAN) - self.cost(rows)) / SPAN
 
     def judged(self, kind: int, accepted: bool) -> None:
         """A draw was judged."""
