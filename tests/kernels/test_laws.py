@@ -60,6 +60,19 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         assert all(torch.equal(transform.target_distribution(scores[at : at + 1], sampling)[0], together[at]) for at in range(9))
 
 
+@pytest.mark.parametrize("threads", [2, 3, 100])
+def test_rows_shared_by_threads_have_the_same_bits(threads: int) -> None:
+    """Large enough for the kernel to call helpers; and a number of rows that does not divide evenly."""
+    scores, before = logits(13, 90_001), torch.get_num_threads()
+    alone = [transform.target_distribution(scores[at : at + 1], LAWS[4])[0] for at in range(13)]
+    torch.set_num_threads(threads)
+    try:
+        together = transform.target_distribution(scores, LAWS[4])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(mine, other) for mine, other in zip(together, alone, strict=True))
+
+
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, "nothing"])
 @pytest.mark.parametrize("sampling", LAWS)
 def test_a_row_without_a_law_is_nan_and_harms_no_other(sampling: Sampling, wrong: float | str) -> None:

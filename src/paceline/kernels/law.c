@@ -4,11 +4,14 @@
  * reason, and because NaN and infinity mean something here, this file is not compiled with -ffast-math.
  */
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define LANES 16
+#define MOST 64         /* threads */
+#define WORTH (1 << 18) /* logits that are worth a thread: a millisecond of work */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -166,47 +169,83 @@ static void divide(float *row, const float *weights, int64_t width, float by) {
     for (int64_t at = 0; at < width; at++) row[at] = weights[at] / by;
 }
 
-/* Law of every row. `top_k` is 0 or less than the width where it cuts; `top_p` is 1 and `min_p` 0 where they do not.
- * Rows with NaN, infinity or nothing allowed become NaN. Returns 0, or 1 without memory. */
-int64_t laws(const float *logits, float *out, int64_t rows, int64_t width, float temperature, int64_t top_k, double top_p, float min_p) {
-    float *scores = malloc(3 * sizeof(float) * width);
-    if (!scores) return 1;
+/* Rows of one caller or helper. */
+typedef struct {
+    const float *logits;
+    float *out;
+    int64_t rows, width, top_k, failed;
+    double top_p;
+    float temperature, min_p;
+} job;
+
+static void one(const job *asked, const float *logits, float *out, float *scores) {
+    const int64_t width = asked->width;
     float *weights = scores + width, *room = weights + width;
-    for (int64_t row = 0; row < rows; row++, logits += width, out += width) {
-        lanes best = (lanes){0} - INFINITY;
-        marks wrong = {0};
-        for (int64_t at = 0; at < width; at += LANES) {
-            lanes values = take(logits, at, width, -INFINITY);
-            wrong |= values != values;
-            best = either(values > best, values, best);
-        }
-        float highest = -INFINITY;
-        for (int lane = 0; lane < LANES; lane++) highest = best[lane] > highest ? best[lane] : highest;
-        if (any(wrong) || !isfinite(highest)) {
-            for (int64_t at = 0; at < width; at++) out[at] = NAN;
-            continue;
-        }
-        for (int64_t at = 0; at < width; at += LANES) {
-            lanes score = (take(logits, at, width, -INFINITY) - highest) / temperature;
-            put(scores, at, width, score);
-            put(weights, at, width, power(score));
-        }
-        if (top_k) cut(weights, scores, width, nth(scores, width, top_k, room), top_k);
-        float whole = (float)mass(weights, width);
-        divide(out, weights, width, whole);
-        if (top_p < 1) {
-            float least = 0;
-            int64_t count = nucleus(out, width, top_p, room, &least);
-            cut(weights, out, width, least, count);
-        }
-        if (min_p > 0) {
-            const float least = min_p * (1 / whole);
-            for (int64_t at = 0; at < width; at++) weights[at] = out[at] >= least ? weights[at] : 0;
-        }
-        if (top_p < 1 || min_p > 0) divide(out, weights, width, (float)mass(weights, width));
+    lanes best = (lanes){0} - INFINITY;
+    marks wrong = {0};
+    for (int64_t at = 0; at < width; at += LANES) {
+        lanes values = take(logits, at, width, -INFINITY);
+        wrong |= values != values;
+        best = either(values > best, values, best);
     }
-    free(scores);
-    return 0;
+    float highest = -INFINITY;
+    for (int lane = 0; lane < LANES; lane++) highest = best[lane] > highest ? best[lane] : highest;
+    if (any(wrong) || !isfinite(highest)) {
+        for (int64_t at = 0; at < width; at++) out[at] = NAN;
+        return;
+    }
+    for (int64_t at = 0; at < width; at += LANES) {
+        lanes score = (take(logits, at, width, -INFINITY) - highest) / asked->temperature;
+        put(scores, at, width, score);
+        put(weights, at, width, power(score));
+    }
+    if (asked->top_k) cut(weights, scores, width, nth(scores, width, asked->top_k, room), asked->top_k);
+    const float whole = (float)mass(weights, width);
+    divide(out, weights, width, whole);
+    if (asked->top_p < 1) {
+        float least = 0;
+        const int64_t count = nucleus(out, width, asked->top_p, room, &least);
+        cut(weights, out, width, least, count);
+    }
+    if (asked->min_p > 0) {
+        const float least = asked->min_p * (1 / whole);
+        for (int64_t at = 0; at < width; at++) weights[at] = out[at] >= least ? weights[at] : 0;
+    }
+    if (asked->top_p < 1 || asked->min_p > 0) divide(out, weights, width, (float)mass(weights, width));
+}
+
+static void *all(void *given) {
+    job *asked = given;
+    float *room = malloc(3 * sizeof(float) * asked->width);
+    asked->failed = !room;
+    for (int64_t row = 0; room && row < asked->rows; row++) one(asked, asked->logits + row * asked->width, asked->out + row * asked->width, room);
+    free(room);
+    return NULL;
+}
+
+/* Law of every row. `top_k` is 0 or less than the width where it cuts; `top_p` is 1 and `min_p` 0 where they do not.
+ * Rows with NaN, infinity or nothing allowed become NaN. Large work is shared with up to `threads` - 1 helpers, started for the purpose.
+ * Returns 0, or 1 without memory. */
+int64_t laws(const float *logits, float *out, int64_t rows, int64_t width, float temperature, int64_t top_k, double top_p, float min_p,
+             int64_t threads) {
+    int64_t parts = rows * width / WORTH, failed = 0;
+    parts = parts > threads ? threads : parts;
+    parts = parts > rows ? rows : parts;
+    parts = parts > MOST ? MOST : parts < 1 ? 1 : parts;
+    job jobs[MOST];
+    pthread_t helpers[MOST];
+    int started[MOST] = {0};
+    for (int64_t part = parts - 1; part >= 0; part--) {
+        const int64_t first = part * rows / parts, stop = (part + 1) * rows / parts;
+        jobs[part] = (job){logits + first * width, out + first * width, stop - first, width, top_k, 0, top_p, temperature, min_p};
+        started[part] = part && !pthread_create(&helpers[part], NULL, all, &jobs[part]);
+        if (!started[part]) all(&jobs[part]);
+    }
+    for (int64_t part = 0; part < parts; part++) {
+        if (started[part]) pthread_join(helpers[part], NULL);
+        failed |= jobs[part].failed;
+    }
+    return failed;
 }
 
 /* First index at which the running sum in float64 exceeds `number` times the whole; the width where there is none. */

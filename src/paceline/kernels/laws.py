@@ -22,7 +22,7 @@ class Laws:
     def __init__(self, path: str) -> None:
         loaded = ctypes.CDLL(path)
         for name, signature in {
-            "laws": [POINTER, POINTER, INTEGER, INTEGER, REAL, INTEGER, DOUBLE, REAL],
+            "laws": [POINTER, POINTER, INTEGER, INTEGER, REAL, INTEGER, DOUBLE, REAL, INTEGER],
             "draw": [POINTER, INTEGER, DOUBLE],
             "likeliest": [POINTER, INTEGER, INTEGER, POINTER, POINTER],
         }.items():
@@ -40,7 +40,8 @@ class Laws:
         """
         rows, width = logits.shape
         laws = torch.empty_like(logits)
-        if self._laws(logits.data_ptr(), laws.data_ptr(), rows, width, temperature, top_k if 0 < top_k < width else 0, top_p, min_p):
+        kept, threads = top_k if 0 < top_k < width else 0, torch.get_num_threads()
+        if self._laws(logits.data_ptr(), laws.data_ptr(), rows, width, temperature, kept, top_p, min_p, threads):
             raise MemoryError(f"no room for {3 * width} numbers to work out a law")
         return laws
 
