@@ -2,7 +2,7 @@
 
     python benchmarks/aggressive.py speed --json benchmarks/results     # by edit rate and length: some minutes on two cores
     python benchmarks/aggressive.py quality --json benchmarks/results   # what beta and tau buy and cost: two minutes
-    python benchmarks/aggressive.py ablation --minutes 5                # drafters trained on outputs and on references: 2 x 5 minutes
+    python benchmarks/aggressive.py ablation --json benchmarks/results  # drafters trained on outputs and on references: ten minutes
     python benchmarks/aggressive.py speed --quick                       # one rate, few sources: half a minute
 
 Sources are spans of held-out files in which a share of the words and marks was hit by a typing slip; pocket-edit undoes slips, greedily,
@@ -183,7 +183,7 @@ def quality(
 @app.command()
 def ablation(
     model: Model = "pocket-edit",
-    minutes: Annotated[float, typer.Option(help="training time of each drafter")] = 5.0,
+    steps: Annotated[int, typer.Option(help="training steps of each drafter")] = 300,
     pairs: Annotated[int, typer.Option(help="training pairs")] = 4000,
     sources: Annotated[int, typer.Option(help="held-out spans to draft for")] = 64,
     json: Json = None,
@@ -193,8 +193,10 @@ def ablation(
     """Two drafters of one recipe, trained equally long: on the verifier's outputs, and on the references."""
     folder = folder_of(model)
     verifier = load_editor(folder)
-    recipe = cast(NatRecipe, RECIPES["pocket-edit-nat"])
-    count, limit = (64, 5.0) if quick else (pairs, 60 * minutes)
+    usual = cast(NatRecipe, RECIPES["pocket-edit-nat"])
+    count, length = (64, 3) if quick else (pairs, steps)
+    tokens = length * usual.tokens_per_step
+    recipe = replace(usual, tokens=tokens, warmup_tokens=min(usual.warmup_tokens, tokens // 8))
     data = EditPairs([file.text for file in stdlib_files(split=Split.TRAIN)], load_tokenizer(folder), recipe.seed, recipe.rates)
     references = data.pairs("distil", count, LONGEST)
     outputs = own_outputs(verifier, references, LONGEST)
@@ -204,14 +206,14 @@ def ablation(
     rows: list[dict[str, Any]] = []
     for name, material in (("verifier's outputs", distilled), ("references", references)):
         with TemporaryDirectory() as work:
-            trainer = Trainer(recipe, NatCourse(recipe, material, torch.device("cpu"), verifier), Path(work), torch.device("cpu"), limit)
+            trainer = Trainer(recipe, NatCourse(recipe, material, torch.device("cpu"), verifier), Path(work), torch.device("cpu"))
             reached = trainer.run(resume=False)
         found = draft_quality(cast(NatDrafter, trainer.model), [pair.source for pair in tests], wanted, trainer.model.config.block)  # type: ignore[union-attr, arg-type]
         rows.append(
             {"trained on": name, "steps": reached.step, "tokens_per_call": found.tokens_per_call, "first slot": found.accepted_by_slot[0]}
         )
     changed = sum(one.target != other.target for one, other in zip(distilled, references, strict=True)) / count
-    settings = {"model": public_name(model), "minutes": limit / 60, "pairs": count, "targets_that_differ": changed}
+    settings = {"model": public_name(model), "steps": length, "pairs": count, "targets_that_differ": changed}
     columns = [Column(name, name) for name in ("trained on", "steps", "tokens_per_call", "first slot")]
     report(Record("aggressive-ablation", rows, settings, {"seed": seed}), columns, json)
 
