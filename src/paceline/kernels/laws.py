@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,9 +51,9 @@ class Laws:
 
     def likeliest(self, law: Float[Tensor, " vocabulary"], count: int) -> tuple[list[int], list[float]]:
         """Ids and probabilities of the `count` likeliest tokens with any mass, largest first, of equal ones the lowest id."""
-        ids, probs = np.empty(count, np.int64), np.empty(count, np.float32)
-        size = self._likeliest(law.data_ptr(), len(law), count, ids.ctypes.data, probs.ctypes.data)
-        return ids[:size].tolist(), probs[:size].tolist()
+        ids, probs = (INTEGER * count)(), (REAL * count)()
+        size = self._likeliest(law.data_ptr(), len(law), count, ids, probs)
+        return ids[:size], probs[:size]
 
 
 @cache
