@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -91,6 +92,7 @@ class Stand:
         """Draw all trees together, one gather from the table per level."""
         nodes = self.config.size(len(sequences))
         walks = [self._start(sequence, limit, nodes) for sequence, limit in zip(sequences, limits, strict=True)]
+        begun = perf_counter()
         live = [Spot(walk, ROOT, (), walk.tail) for walk in walks if () in walk.widths]
         rows = len(walks)
         if self._copies is not None:
@@ -103,6 +105,8 @@ class Stand:
         for walk in walks:
             walk.tree, order = walk.growth.tree(walk.sampled)
             walk.paths, walk.kinds = [walk.paths[node] for node in order], [walk.kinds[node] for node in order]
+        if self._prospects is not None:
+            self._prospects.drew(rows - len(walks), perf_counter() - begun)
         if self._watch is not None:
             self._watch.begin(sequences, [walk.tree for walk in walks])
         return [walk.tree for walk in walks]

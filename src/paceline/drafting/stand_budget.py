@@ -38,6 +38,7 @@ class Prospects:
         self._rates = drawn + [0.6] * (copied * RANKS * bins)
         self._seen = [FIRST] * len(self._rates)
         self._tokens, self._seconds = 1.0, cost(1)
+        self._hand = 0.0  # seconds that the host takes for a draw
 
     @staticmethod
     def kind(length: int, rank: int, peak: float) -> int:
@@ -69,7 +70,13 @@ class Prospects:
 
     def least(self, rows: int) -> float:
         """The chance below which a further row does not pay, in a forward that has so many already."""
-        return EAGER * self._tokens / self._seconds * (self.cost(rows + SPAN) - self.cost(rows)) / SPAN
+        row = (self.cost(rows + SPAN) - self.cost(rows)) / SPAN
+        return self._tokens / self._seconds * (EAGER * row + self._hand)
+
+    def drew(self, draws: int, seconds: float) -> None:
+        """So many draws took the host so long. Small models are done with a row sooner than the host is with a draw."""
+        if draws:
+            self._hand += SPEED * (seconds / draws - self._hand)
 
     def judged(self, kind: int, accepted: bool) -> None:
         """A draw was judged."""
