@@ -127,7 +127,11 @@ PAGES: dict[str, Callable[[], str]] = {
     "methods.md": methods_page,
     "reference/cli.md": cli_page,
     "../README.md": _tabled("../README.md"),
-    **{f"{room}/{page.name}": _tabled(f"{room}/{page.name}") for room in ("methods", "decisions") for page in sorted((DOCS / room).glob("*.md"))},
+    **{
+        f"{room}/{page.name}": _tabled(f"{room}/{page.name}")
+        for room in ("methods", "decisions")
+        for page in sorted((DOCS / room).glob("*.md"))
+    },
 }
 
 
