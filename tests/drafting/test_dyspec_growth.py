@@ -208,7 +208,7 @@ def test_depth_first_order_fills_fewer_mask_blocks() -> None:
     assert blocks(mask) < blocks(mask[place][:, place])
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.data())
+@given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=8), st.data())  # subnormal ones have no bits to compare
 @settings(max_examples=80, deadline=None)
 def test_urn_draws_what_summing_anew_would(weights: list[float], data: st.DataObject) -> None:
     """Skipping stretches of the first cumulative sum is the same map from numbers to tokens, exhausted supports included."""
