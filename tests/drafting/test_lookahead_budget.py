@@ -9,7 +9,7 @@ from paceline.core.rng import key
 from paceline.drafting.lookahead import Lookahead
 from paceline.drafting.lookahead.budget import Record, critical_length, worthwhile
 from paceline.drafting.lookahead.select import Picked
-from paceline.drafting.rest import PATIENCE, REST
+from paceline.drafting.rest import REST
 
 
 def test_measured_budget_sends_what_pays() -> None:
@@ -22,6 +22,7 @@ def test_measured_budget_sends_what_pays() -> None:
 
 def test_measured_budget_stops_on_text_that_cannot_be_drafted_and_comes_back() -> None:
     drafter = lookahead(budget="measured", rows_cost=0.2)
+    drafter.rests = False  # questions are all that steps consist of here
     sizes = [len(tree) - 1 for tree in play(drafter, [1], 300, lambda tokens: key(1, len(tokens)) % 20)[1]]
     assert sum(sizes[:50]) > 0
     assert sum(sizes[-100:]) < 0.2 * 100
@@ -30,23 +31,22 @@ def test_measured_budget_stops_on_text_that_cannot_be_drafted_and_comes_back() -
     assert len(trees) < 20
 
 
-@pytest.mark.parametrize(
-    ("rests", "budget", "questions"), [(True, "measured", PATIENCE + 5 + 9), (False, "measured", 168), (True, "fixed", 168)]
-)
+@pytest.mark.parametrize(("rests", "budget", "rare"), [(True, "measured", True), (False, "measured", False), (True, "fixed", False)])
 def test_a_sequence_that_nothing_is_accepted_for_is_looked_up_less_often(
-    rests: bool, budget: str, questions: int, monkeypatch: pytest.MonkeyPatch
+    rests: bool, budget: str, rare: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     find = Lookahead._find
     monkeypatch.setattr(Lookahead, "_find", lambda self, *args: asked.append(args) or find(self, *args))
     drafter = lookahead(budget=budget)
     drafter.rests = drafter.rests and rests
-    play(drafter, [1], PATIENCE + 10 * REST, lambda tokens: 1000 + len(tokens))
-    assert len(asked) == questions
+    play(drafter, [1], 20 * REST, lambda tokens: 1000 + len(tokens))  # without a model, questions are most of a step
+    assert len(asked) == (pytest.approx(20, abs=4) if rare else 20 * REST)
 
 
 def test_costs_that_seem_too_dear_are_put_to_the_test_now_and_then() -> None:
     drafter = lookahead(budget="measured", rows_cost=1.0)
+    drafter.rests = False
     _, trees = play(drafter, [5], 200, lambda tokens: 10 + len(tokens) % 4)
     sent = [at for at, tree in enumerate(trees) if len(tree) > 1]
     assert 2 <= len(sent) <= 8

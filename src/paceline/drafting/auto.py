@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from functools import reduce
-from time import perf_counter
 
 from paceline.core.batch import NO_TAPS, TapRequest, Taps
 from paceline.core.request import Sequence
@@ -19,7 +18,7 @@ from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftContext, Drafter, DraftLimits, Remembers
 from paceline.drafting.lookahead import Lookahead, LookaheadConfig
 from paceline.drafting.planned import Planned, PlannedConfig
-from paceline.drafting.rest import Rest
+from paceline.drafting.rest import Questions, Rest
 
 TRIAL = 8  # steps that every drafter gets first
 BURST = 4  # steps of a later trial
@@ -77,11 +76,13 @@ class Auto:
         self._rates: dict[int, list[Rate]] = {}
         self._steps = 0
         self._running = 0  # the part that drafts
+        self._size = 0  # of the batch that the choice was made for
         self._left = 0  # steps before the choice is open again
+        self._tries = False  # whether it runs to be tried
         self._rests = [Rest() for _ in self.parts]
         self._asked = True
         self._counted: Rate | None = None
-        self._begun = 0.0
+        self._questions = Questions()
 
     @classmethod
     def build(cls, config: AutoConfig, context: DraftContext) -> Auto:
@@ -94,26 +95,32 @@ class Auto:
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """The drafts of the part whose turn it is."""
-        before, self._begun = self._running, perf_counter()
+        self._questions.begin()
+        before = self._running
         rate = self._choose(len(sequences).bit_length())
         # Neither a step that also reads a prompt nor the first one after a change, which catches up, says how fast a part is.
-        fresh = any(len(sequence.tokens) == sequence.prompt_length for sequence in sequences)
+        fresh = any(len(sequence.tokens) == len(sequence.request.ids) for sequence in sequences)
         self._counted = None if fresh or before != self._running else rate
         rest = self._rests[self._running]
-        if fresh or (before != self._running and self._left):  # a new text, or a trial
+        if fresh or (before != self._running and self._tries):  # a new text, or a trial
             rest.wake()
         self._asked = rest.asks()
         if not self._asked:
             return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
-        return self.parts[self._running].propose(sequences, limits)
+        trees = self.parts[self._running].propose(sequences, limits)
+        self._questions.drafted()
+        return trees
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
         """The part that drafted learns; the others catch up when it is their turn."""
+        self._questions.judged()
         if self._asked:
             self.parts[self._running].observe(sequences, trees, verdicts, taps)
-        self._rests[self._running].note(any(verdict.accepted for verdict in verdicts))
+        seconds, cost = self._questions.end()
+        tokens = sum([len(verdict.tokens) for verdict in verdicts])
+        self._rests[self._running].note(cost if self._asked else 0.0, (tokens - len(verdicts)) / len(verdicts))
         if self._counted is not None:
-            self._counted.observe(sum(len(verdict.tokens) for verdict in verdicts), perf_counter() - self._begun)
+            self._counted.observe(tokens, seconds)
 
     def release(self, sequence: Sequence) -> None:
         for part in self.parts:
@@ -130,24 +137,25 @@ class Auto:
         return sum(part.memory_bytes() for part in self.parts)
 
     def _choose(self, size: int) -> Rate:
-        """Whose turn it is with a batch of this size; sets `_running`."""
+        """Whose turn it is with a batch of this size; sets `_running`. A choice holds for some steps."""
         rates = self._rates.get(size)
         if rates is None:
             rates = self._rates[size] = [Rate() for _ in self.parts]
         self._steps += 1
-        if self._left:
+        held, self._size = size == self._size, size
+        if held and self._left:
             self._left -= 1
             return rates[self._running]
         best = max(range(len(rates)), key=lambda at: rates[at].value)
-        self._running = best
+        self._running, self._left, self._tries = best, BURST - 1, False
         for at, rate in enumerate(rates):
             if rate.steps < TRIAL:
-                self._running, self._left = at, TRIAL
+                self._running, self._left, self._tries = at, TRIAL, True
                 break
             if at != best and rate.due <= self._steps:
                 rate.interval = min(2 * rate.interval, LATE)
                 rate.due = self._steps + rate.interval
-                self._running, self._left = at, BURST
+                self._running, self._left, self._tries = at, BURST, True
                 break
         if self._running == best:
             rates[best].interval = SOON  # once it falls behind, it is soon tried again

@@ -1,32 +1,72 @@
-"""When to ask for drafts: always, until nothing was accepted for a while; then less and less often, for asking is a cost too."""
+"""When to ask for drafts: as long as they pay for the questions; else only so often that the questions cost next to nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 
-PATIENCE = 8  # steps in a row in which nothing drafted was accepted, until questions become rarer
-REST = 16  # steps between two questions in the end: on text that cannot be drafted, asking is all that a drafter costs
+SHARE = 0.01  # of the time of all steps that questions in vain may take
+SAVINGS = 0.3  # most that is put aside, in steps: what is spent on questions before they become rare
+REST = 16  # most steps between two questions: a change of the text must not go unnoticed, whatever they cost
+
+TICK = 1e-9  # seconds that the rest of a step takes at least
 
 
 @dataclass(slots=True)
 class Rest:
-    """Of one drafter, or of what it keeps for one sequence.
+    """An account, of one drafter or of what it keeps for one sequence. It counts in steps, so that it knows no machine.
 
-    Args:
-        idle: steps in a row in which nothing drafted was accepted, asked or not.
+    Asking costs what the host takes for it. What is earned is a small share of every step, and the tokens that the step brought beyond
+    its own: each would have taken a step otherwise.
     """
 
-    idle: int = 0
+    balance: float = SAVINGS
 
     def asks(self) -> bool:
-        """Whether this step is one to ask in. The pauses between questions double, up to `REST`."""
-        beyond = self.idle - PATIENCE
-        return beyond < 0 or (beyond.bit_count() <= 1 if beyond < REST else beyond % REST == 0)
+        """Whether this step is one to ask in."""
+        return self.balance > 0
 
     def wake(self) -> None:
-        """Something changed: questions come close again."""
-        self.idle = min(self.idle, PATIENCE)
+        """Something changed: the next step asks."""
+        self.balance = max(self.balance, SHARE)
 
-    def note(self, accepted: bool) -> None:
-        """A step is over."""
-        self.idle = 0 if accepted else self.idle + 1
+    def note(self, cost: float, accepted: float) -> None:
+        """A step is over.
+
+        Args:
+            cost: of asking, measured in the rest of the step; none if it did not ask.
+            accepted: drafted tokens that were accepted, per sequence.
+        """
+        self.balance = min(SAVINGS, max(-SHARE * (REST - 1), self.balance + SHARE + accepted - cost))
+
+
+@dataclass(slots=True)
+class Questions:
+    """Times what asking takes of a step, which lasts from its proposal to what is learned from its verdicts."""
+
+    _begun: float = 0.0
+    _drafted: float = 0.0
+    _judged: float = 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._begun = self._drafted = perf_counter()
+
+    def drafted(self) -> None:
+        """Its drafts are there."""
+        self._drafted = perf_counter()
+
+    def judged(self) -> None:
+        """Its verdicts are there."""
+        self._judged = perf_counter()
+
+    def end(self) -> tuple[float, float]:
+        """What could be learned is learned.
+
+        Returns:
+            Seconds of the step, and what drafting and learning took, measured in what the rest of it took.
+        """
+        now = perf_counter()
+        asking = self._drafted - self._begun + now - self._judged
+        seconds = now - self._begun
+        return seconds, asking / max(seconds - asking, TICK)

@@ -77,9 +77,7 @@ class ForwardCost:
         if not self._table:
             self._measure()
         deviation = min(seconds / (self(rows) * self._drift), 2.0) - 1
-        common = 1 + WEIGHT * deviation
-        self._drift *= common
-        self._seconds = [known * common for known in self._seconds]
+        self._drift *= 1 + WEIGHT * deviation
         place = min(bisect_left(self._sizes, rows), len(self._sizes) - 1)
         self._seconds[place] *= 1 + OWN_WEIGHT * deviation
         self._observed += 1
@@ -96,6 +94,7 @@ class ForwardCost:
         They are not probed again: somebody waits for tokens. Should they be dearer after all, their own steps will say so.
         """
         place, seconds = max(size for size, _ in self._doubts), max(taken for _, taken in self._doubts)
+        self._settle()
         share = seconds / self._seconds[place]
         self._seconds = [min(known, seconds) if size <= place else known * share for size, known in enumerate(self._seconds)]
         self._doubts = []
@@ -110,11 +109,15 @@ class ForwardCost:
 
     def _rebuild(self) -> None:
         """Interpolate. What is learned of a size holds for larger ones at least."""
+        self._settle()
         self._seconds = list(accumulate(self._seconds, max))
-        self._drift = 1.0
         table = [0.0]
         for (low, high), (fast, slow) in zip(
             zip((0, *self._sizes), self._sizes, strict=False), zip((0.0, *self._seconds), self._seconds, strict=False), strict=True
         ):
             table.extend(fast + (slow - fast) * (n - low) / (high - low) for n in range(low + 1, high + 1))
         self._table = table
+
+    def _settle(self) -> None:
+        """Let every size take part in what was learned of all of them."""
+        self._seconds, self._drift = [known * self._drift for known in self._seconds], 1.0

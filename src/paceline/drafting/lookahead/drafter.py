@@ -18,13 +18,14 @@ from paceline.drafting.lookahead.config import LookaheadConfig
 from paceline.drafting.lookahead.forest_file import Store, read_forest, write_forest
 from paceline.drafting.lookahead.select import Picked, best_branch, best_first, mixed, side_by_side
 from paceline.drafting.lookahead.trie import SURE, Forest, Place, segments
-from paceline.drafting.rest import Rest
+from paceline.drafting.rest import Questions, Rest
 from paceline.planning.cost import ForwardCost, StepWatch
 
 NOTHING = Picked()
 DOUBT = 16  # questions in vain after which likely candidates are sent although they seem too dear: the cost of rows may be misjudged
 LIKELY = 0.5
 PIECE = 8  # positions that are noted together: each step's few by themselves would cost more than they bring
+BACKLOG = 16  # chunks of noted positions that wait until they are asked for
 RECENT = 0  # stands for the length of the query where candidates come from output that is not inserted yet
 
 
@@ -36,7 +37,7 @@ class Row:
         prompt: what followed each token in its prompt; nothing where the prompt is not drafted from.
         inserted: the next position of its text that is to root an output.
         found, query: candidates of the last step, and the length of the suffix they were found by.
-        rest: when candidates are looked for.
+        rest, asked: when candidates are looked for, and whether they were in this step.
         vain: questions since one of them brought an accepted token.
     """
 
@@ -45,6 +46,7 @@ class Row:
     found: Picked = field(default_factory=Picked)
     query: int = 0
     rest: Rest = field(default_factory=Rest)
+    asked: bool = False
     vain: int = 0
 
 
@@ -72,6 +74,7 @@ class Lookahead:
         self._stops = config.stops
         self._rows: dict[int, Row] = {}
         self._watch = StepWatch(self.cost)
+        self._questions = Questions()
         self._preempted: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
         if config.forest:
             self.load(Path(config.forest))
@@ -89,19 +92,24 @@ class Lookahead:
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
         """What earlier text says may come next. The sequences share `decoding_length`."""
+        self._questions.begin()
         rows = [self._row(sequence) for sequence in sequences]
+        for row in rows:
+            row.asked = not self.rests or row.rest.asks()
+        asking = [at for at, row in enumerate(rows) if row.asked]
+        if not asking:
+            return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
         found = [NOTHING] * len(rows)
-        if asking := [at for at, row in enumerate(rows) if self._asks(row)]:
-            shared = self.config.decoding_length
-            if self.config.budget == "critical":
-                shared = critical_length(self.cost, len(sequences), shared)
-            nodes = shared // len(sequences) - 1
-            for at in asking:
-                row, limit = rows[at], limits[at]
-                row.vain += 1
-                depth = min(self.config.branch_length, limit.depth)
-                found[at], row.query = self._find(sequences[at], row, min(nodes, limit.nodes), depth)
-                row.found = found[at]
+        shared = self.config.decoding_length
+        if self.config.budget == "critical":
+            shared = critical_length(self.cost, len(sequences), shared)
+        nodes = shared // len(sequences) - 1
+        for at in asking:
+            row, limit = rows[at], limits[at]
+            row.vain += 1
+            depth = min(self.config.branch_length, limit.depth)
+            found[at], row.query = self._find(sequences[at], row, min(nodes, limit.nodes), depth)
+            row.found = found[at]
         if self.config.budget == "measured" and any(found):
             reaches = [self.record.reaches(picked, row.query) for row, picked in zip(rows, found, strict=True)]
             keep = worthwhile(reaches, len(sequences), self.cost)
@@ -112,35 +120,27 @@ class Lookahead:
         if self.config.shape == "par":
             found = [side_by_side(picked, len(picked)) for picked in found]
         trees = [picked.tree(sequence.tokens[-1]) for sequence, picked in zip(sequences, found, strict=True)]
-        if asking:
-            self._watch.begin(sequences, trees)
+        self._watch.begin(sequences, trees)
+        self._questions.drafted()
         return trees
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
-        """Learn what the step cost and which candidates were right, note new output, and insert a bounded part of what was noted."""
-        rows = [self._rows.get(sequence.uid) for sequence in sequences]
-        asked = [row is not None and self._asks(row) for row in rows]  # as when the trees were proposed
-        if any(asked) and self.config.budget != "fixed":
+        """Learn what the step cost and which candidates were right, and note new output."""
+        self._questions.judged()
+        known = [
+            (sequence, row, verdict) for sequence, verdict in zip(sequences, verdicts, strict=True) if (row := self._rows.get(sequence.uid))
+        ]
+        asked = [each for each in known if each[1].asked]
+        if asked and self.config.budget != "fixed":
             self._watch.end(trees)
-        stores: dict[int, Store] = {}
-        for sequence, verdict, row, looked in zip(sequences, verdicts, rows, asked, strict=True):
-            if row is None:
-                continue
-            row.rest.note(bool(verdict.accepted))
-            if not looked:  # nor is output inserted before somebody asks: many places at once cost less than each in its step
-                continue
-            row.vain = 0 if verdict.accepted else row.vain
-            if row.found:
-                self.record.observe(row.found, row.query, verdict.tokens)
-                row.found = NOTHING
-            store = self._store(sequence)
-            stop = len(sequence.tokens) - self.config.stored_length
-            if stop - row.inserted >= PIECE:
-                self._note(store, sequence, row, stop)
-            stores[id(store)] = store
-        for store in stores.values():
-            if store.waiting:
-                store.settle(self.config.chunk)
+        for sequence, row, verdict in asked:
+            self._learn(sequence, row, verdict)
+        if not self.rests:
+            return
+        # A step is worth a token to each sequence: what a question cost is weighed against its sequence's part of the step.
+        cost = self._questions.end()[1] * len(known) / max(1, len(asked))
+        for _, row, verdict in known:
+            row.rest.note(cost if row.asked else 0.0, len(verdict.accepted))
 
     def release(self, sequence: Sequence) -> None:
         """Forget the prompt; keep the output, its end with shorter continuations. A preempted sequence goes on later where it stopped."""
@@ -194,8 +194,19 @@ class Lookahead:
                 store.squeeze(self.config.max_output_node)
         write_forest(path, self.stores, self.vocabulary)
 
-    def _asks(self, row: Row) -> bool:
-        return not self.rests or row.rest.asks()
+    def _learn(self, sequence: Sequence, row: Row, verdict: Verdict) -> None:
+        """Learn which candidates were right, and note new output. It is inserted when its tree is asked, so that what nobody asks for costs
+        little; only a long backlog is worked off before, a bounded part of it with every step."""
+        row.vain = 0 if verdict.accepted else row.vain
+        if row.found:
+            self.record.observe(row.found, row.query, verdict.tokens)
+            row.found = NOTHING
+        store = self._store(sequence)
+        stop = len(sequence.tokens) - self.config.stored_length
+        if stop - row.inserted >= PIECE:
+            self._note(store, sequence, row, stop)
+        if store.waiting > BACKLOG * self.config.chunk:
+            store.settle(self.config.chunk)
 
     def _find(self, sequence: Sequence, row: Row, nodes: int, depth: int) -> tuple[Picked, int]:
         """Candidates below the pending token in pre-order, and the length of the suffix they follow."""
@@ -304,6 +315,8 @@ class Lookahead:
 
 def _placed(text: Many[int], eos: frozenset[int]) -> list[tuple[int, tuple[int, ...]]]:
     """The stretches between end-of-sequence ids with the index each begins at."""
+    if eos.isdisjoint(text):
+        return [(0, tuple(text))]
     found: list[tuple[int, tuple[int, ...]]] = []
     begin = 0
     for at in (*(at for at, token in enumerate(text) if token in eos), len(text)):
