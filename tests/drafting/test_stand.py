@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
 from paceline.core.batch import Taps
 from paceline.core.request import Request, Sequence
-from paceline.core.rng import Purpose, uniform
+from paceline.core.rng import Purpose, uniform, uniforms
 from paceline.core.sampling import Sampling
 from paceline.core.transform import target_distribution
 from paceline.core.tree import ROOT, TokenTree
 from paceline.core.uniforms import stream, uniform_block
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftLimits
-from paceline.drafting.stand import Spot, Stand, StandConfig
+from paceline.drafting.stand import Stand, StandConfig
 from paceline.drafting.stand_table import Entry
 from paceline.drafting.stand_template import Template, default_template
+from paceline.drafting.stand_walk import Spot, Walk, draw
 
 SAMPLED = Sampling(temperature=1.0)
 ROOM = DraftLimits(80, 80)
@@ -53,20 +53,18 @@ def test_blocks_of_numbers_are_the_numbers_of_the_generator() -> None:
     streams = [stream(seed, 7, Purpose.DRAFT) for seed in (3, -1)]
     block = uniform_block(streams, [5, 1 << 60], 4)
     for row, (seed, first) in enumerate(((3, 5), (-1, 1 << 60))):
-        assert block[row].tolist() == [uniform(seed, 7, Purpose.DRAFT, first + at) for at in range(4)]
+        numbers = [uniform(seed, 7, Purpose.DRAFT, first + at) for at in range(4)]
+        assert block[row].tolist() == uniforms(streams[row], range(first, first + 4)) == numbers
 
 
 def test_ordered_draws_have_the_law_of_sequential_draws_without_replacement() -> None:
-    """q = (.6, .3, .1) and two children: exact probabilities of every ordered pair, 1e6 draws, four sigma."""
-    drafter, draws, nodes = taught({}, StandConfig(scope="process", candidates=3)), 10**6, 10**4
-    walk = drafter._start(sequence(), ROOM, 80)
+    """q = (.6, .3, .1) and two children: exact probabilities of every ordered pair, 2e5 draws, four sigma."""
+    drafter, draws, nodes = taught({}, StandConfig(scope="process", candidates=3)), 2 * 10**5, 10**4
+    walk, entry = drafter._start(sequence(), ROOM, 80), Entry.of([0, 1, 2], [0.54, 0.27, 0.09])
     walk.growth.depth = [0] * nodes
-    spots = [Spot(walk, node, (), ()) for node in range(nodes)]
-    noise = []
+    found: Counter[tuple[int, ...]] = Counter()
     for walk.step in range(draws // nodes):
-        noise.append(drafter._noise(spots))
-    order = np.argsort(-(np.log([0.6, 0.3, 0.1]) + np.concatenate(noise)), axis=-1, kind="stable")[:, :2]
-    found = Counter(map(tuple, order.tolist()))
+        found.update(tuple(draw(Spot(walk, node, (), ()), entry).tokens[:2]) for node in range(nodes))
     law = {(0, 1): 0.45, (0, 2): 0.15, (1, 0): 9 / 35, (1, 2): 3 / 70, (2, 0): 1 / 15, (2, 1): 1 / 30}
     for pair, mass in law.items():
         assert abs(found[pair] - draws * mass) < 4 * (draws * mass * (1 - mass)) ** 0.5
@@ -89,24 +87,24 @@ def test_trees_hold_the_draws_in_order_with_the_law_they_came_from() -> None:
         assert abs(found[pair] - 3000 * mass) < 4 * (3000 * mass) ** 0.5
 
 
-def test_noise_is_never_used_twice() -> None:
+def test_numbers_are_never_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes of one tree, steps at one position, and sequences all draw with their own numbers."""
     drafter = taught({(token,): {0: 0.5, 1: 0.5} for token in (0, 1, 5)}, template=default_template(80))
     used: list[float] = []
-    honest = drafter._noise
+    honest = Walk.numbers
 
-    def listening(spots: list) -> np.ndarray:  # type: ignore[type-arg]
-        noise = honest(spots)
-        used.extend(noise.ravel().tolist())
-        return noise
+    def listening(walk: Walk, node: int, count: int) -> list[float]:
+        numbers = honest(walk, node, count)
+        used.extend(numbers)
+        return numbers
 
-    drafter._noise = listening  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(Walk, "numbers", listening)
     for seed in range(3):
         one = sequence(seed, sampling=seeded(seed))
         drafted(drafter, one)
         one.tokens.append(5)
         drafted(drafter, one)
-    assert len(used) > 1000
+    assert len(used) > 400
     assert len(set(used)) == len(used)
 
 

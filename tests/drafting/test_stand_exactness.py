@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 
 from paceline.bench.audit.certificate import Outcome
@@ -13,14 +12,14 @@ from paceline.bench.audit.toy import toy_decoder
 from paceline.bench.audit.toy_checks import check_loop_law, toy_rig
 from paceline.bench.markov_source import MarkovSource, trajectories
 from paceline.core.request import Sequence
-from paceline.core.rng import Purpose
+from paceline.core.rng import Purpose, key, uniforms
 from paceline.core.sampling import Sampling
 from paceline.core.tree import Distribution, Proposal, TokenTree
-from paceline.core.uniforms import stream, uniform_block
 from paceline.drafting.base import DraftLimits
-from paceline.drafting.stand import Spot, Stand, StandConfig
+from paceline.drafting.stand import Stand, StandConfig
 from paceline.drafting.stand_table import Entry
 from paceline.drafting.stand_template import DEPTH, Template
+from paceline.drafting.stand_walk import Walk
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.planning.cost import ForwardCost
@@ -105,12 +104,20 @@ def resorted(tree: TokenTree) -> TokenTree:
     return TokenTree((tree.token[0], *children), tree.parent, tree.proposal)
 
 
-class ReusedNoise(Stand):
+class SameNumbers(Walk):
+    __slots__ = ()
+
+    def numbers(self, node: int, count: int) -> list[float]:
+        return uniforms(key(self.sequence.seed, 0, Purpose.DRAFT), range(count))
+
+
+class ReusedNumbers(Stand):
     """Fault: every node of every step draws with the same numbers, those of the sequence's first node."""
 
-    def _noise(self, spots: Many[Spot]) -> np.ndarray:
-        numbers = uniform_block([stream(spot.walk.sequence.seed, 0, Purpose.DRAFT) for spot in spots], [0] * len(spots), 10)
-        return -np.log(-np.log(numbers[:, : self.config.candidates] + 2.0**-54))
+    def _start(self, sequence: Sequence, limit: DraftLimits, nodes: int) -> Walk:
+        walk = super()._start(sequence, limit, nodes)
+        walk.__class__ = SameNumbers
+        return walk
 
 
 class NotRenormalised(Stand):
@@ -136,7 +143,7 @@ class NotRenormalised(Stand):
     [
         (SortedChildren, StandConfig(nodes=3, contexts=SMALL, depth=1)),
         (PeekingBudget, StandConfig(nodes=3, contexts=SMALL, depth=1)),
-        (ReusedNoise, StandConfig(nodes=5, contexts="2")),
+        (ReusedNumbers, StandConfig(nodes=5, contexts="2")),
         (NotRenormalised, StandConfig(nodes=3, contexts=SMALL, candidates=3)),
     ],
 )

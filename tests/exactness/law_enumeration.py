@@ -72,10 +72,10 @@ class _Run:
         def watch(rule: type[Odds] | type[Opening]) -> None:
             offer = rule.offer
 
-            def spy(odds: Any, tokens: torch.Tensor) -> torch.Tensor:
-                ratio = offer(odds, tokens)
-                self.offered = min(1.0, ratio.item())
-                return ratio
+            def spy(odds: Any, tokens: list[int]) -> list[float]:
+                (ratio,) = offer(odds, tokens)
+                self.offered = min(1.0, ratio)
+                return [ratio]
 
             patch.setattr(rule, "offer", spy)
 

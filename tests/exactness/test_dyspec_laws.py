@@ -198,7 +198,7 @@ def test_catches_a_verifier_that_keeps_the_drafts_law(monkeypatch: pytest.Monkey
     from paceline.verification import rejection
 
     for rule in (rejection.Opening, rejection.Odds):
-        monkeypatch.setattr(rule, "offer", lambda odds, tokens: torch.ones(len(tokens), dtype=torch.float64))
+        monkeypatch.setattr(rule, "offer", lambda odds, tokens: [1.0] * len(tokens))
     output = decode("threshold", Sampling(temperature=1.0), 100, 60).output
     assert deviation(output, 100, TARGET.softmax(-1)) > 5
 

@@ -142,7 +142,7 @@ def test_catches_the_ratio_test_on_chosen_children() -> None:
 def test_catches_a_residual_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Odds.rejected
 
-    def wrong(odds: Odds, tokens: torch.Tensor) -> Odds:
+    def wrong(odds: Odds, tokens: list[int]) -> Odds:
         return replace(right(odds, tokens), residual=odds.residual, residual_mass=odds.residual_mass)
 
     monkeypatch.setattr(Odds, "rejected", wrong)
@@ -162,7 +162,7 @@ def test_catches_a_draft_row_not_zeroed_after_a_draw() -> None:
 def test_catches_a_draft_row_not_renormalised(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Odds.rejected
 
-    def wrong(odds: Odds, tokens: torch.Tensor) -> Odds:
+    def wrong(odds: Odds, tokens: list[int]) -> Odds:
         return replace(right(odds, tokens), draft_mass=odds.draft_mass)
 
     monkeypatch.setattr(Odds, "rejected", wrong)
@@ -170,15 +170,15 @@ def test_catches_a_draft_row_not_renormalised(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_catches_a_bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Rejection._law
+    right = Rejection._laws
 
-    def wrong(walk: Rejection, live: dict[int, int]) -> torch.Tensor:
+    def wrong(walk: Rejection, live: dict[int, int]) -> tuple[torch.Tensor, ...]:
         tree = walk.rows.trees[0]
         if walk.children[0][live[0]]:
             return right(walk, live)
-        return Q((*PROMPT, *(tree.token[node] for node in tree.path(live[0])))).unsqueeze(0)
+        return (Q((*PROMPT, *(tree.token[node] for node in tree.path(live[0])))),)
 
-    monkeypatch.setattr(Rejection, "_law", wrong)
+    monkeypatch.setattr(Rejection, "_laws", wrong)
     assert distance(best_first(Q, 1)) > CAUGHT
 
 

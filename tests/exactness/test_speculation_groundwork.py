@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import pytest
 import torch
 from law_enumeration import PROMPT, Trees, best_first, distance_to_plain, first_two, fixed_shape, second_order, verdict_law
@@ -123,11 +125,11 @@ def test_catches_repetitions_that_are_dropped() -> None:
 def test_where_the_draft_is_the_target_nothing_becomes_nan(replacement: bool) -> None:
     """R - D is zero everywhere: R stays, whatever is rejected by rounding."""
     law = torch.softmax(torch.randn(7, generator=torch.Generator().manual_seed(3), dtype=torch.float64), 0)
-    odds = Opening(law[None], (Distribution(law),), (replacement,))
-    assert float(odds.offer(torch.tensor([2]))) == pytest.approx(1)
-    after = odds.rejected(torch.tensor([2]))
+    odds = Opening((law,), (Distribution(law),), (replacement,))
+    assert odds.offer([2]) == [pytest.approx(1)]
+    after = odds.rejected([2])
     torch.testing.assert_close(after.residual[0] / after.residual_mass[0], law)
-    assert bool(after.offer(torch.tensor([3])).isfinite())
+    assert isfinite(after.offer([3])[0])
 
 
 def test_the_law_reported_is_the_very_one_drawn_from() -> None:

@@ -9,7 +9,9 @@ import torch
 
 from paceline.core import transform
 from paceline.core.sampling import Sampling
+from paceline.core.tree import Distribution
 from paceline.kernels.laws import kernels
+from paceline.verification.rejection import Opening
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler on this machine: there are no kernels here")
 
@@ -119,8 +121,50 @@ def test_draws_follow_the_law() -> None:
 def test_the_likeliest_are_those_of_tensors(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.cat([transform.target_distribution(logits(4, 333), sampling) for sampling in LAWS])
     rows = torch.cat([rows, torch.randint(0, 3, (8, 333), generator=torch.Generator().manual_seed(3)).float()])
-    for law in rows:
-        assert transform.likeliest(law, count) == without(monkeypatch, lambda law=law: transform.likeliest(law, count))  # type: ignore[misc]
+    laws = list(rows)
+    assert transform.likeliest(laws, count) == without(monkeypatch, lambda: transform.likeliest(laws, count))
+    assert transform.likeliest(laws, count)[5:6] == transform.likeliest(laws[5:6], count), "each by itself"
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_what_a_refused_draw_leaves_is_the_rule_on_whole_laws(chosen: bool) -> None:
+    """The kernel against the rule that tests enumerate; negative control: another draw leaves something else."""
+    generator = torch.Generator().manual_seed(4)
+    for law in transform.target_distribution(logits(20, 333), Sampling(temperature=0.8, top_p=0.9)):
+        ids = torch.cat([law.argmax()[None], torch.randperm(333, generator=generator)])
+        ids = ids[(ids != ids[0]) | (torch.arange(334) == 0)][:6]  # the likeliest token, and five others
+        q = None if chosen else Distribution(torch.rand(6, generator=generator, dtype=torch.float64), ids)
+        token = int(ids[0])
+        opening = Opening((law,), (q,), (False,))
+        left, rule = opening.left(0, token), opening.rejected([token]).residual[0]
+        assert left.dtype == torch.float64
+        torch.testing.assert_close(left, rule, rtol=0, atol=1e-15)
+        assert opening.offer([token]) == pytest.approx(opening.odds().offer([token]), rel=1e-13)
+        if not chosen:
+            assert float((opening.left(0, int(ids[1])) - left).abs().max()) > 1e-6
+
+
+def test_a_law_that_is_the_drafts_stays_when_a_draw_is_refused() -> None:
+    law = torch.tensor([0.0, 0.5, 0.5, 0.0])
+    for q in (Distribution(torch.tensor([1.0, 1.0]), torch.tensor([1, 2])), Distribution(torch.tensor([2.0, 3.0]), torch.tensor([2, 1]))):
+        opening = Opening((law,), (q,), (False,))
+        torch.testing.assert_close(opening.left(0, 1), opening.rejected([1]).residual[0], rtol=0, atol=1e-15)
+    assert Opening((law,), (Distribution(torch.tensor([1.0, 1.0]), torch.tensor([1, 2])),), (False,)).left(0, 1).tolist() == law.tolist()
+
+
+def test_draws_from_wide_rows_are_those_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = logits(50, 777).double().softmax(-1) * 3
+    numbers = torch.rand(50, generator=torch.Generator().manual_seed(2), dtype=torch.float64).tolist()
+    assert transform.draw(rows, numbers) == without(monkeypatch, lambda: transform.draw(rows, numbers))
+    assert transform.draw(torch.full((1, 5), torch.nan, dtype=torch.float64), [0.3]) == [transform.INVALID]
+
+
+def test_the_share_of_a_token_is_that_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for law in 3 * logits(4, 333).abs():  # of any mass
+        for token in (0, 7, 332):
+            found = transform.share(law, token)
+            assert found == pytest.approx(float(law[token].double() / law.double().sum()), rel=1e-14)
+            assert found == pytest.approx(without(monkeypatch, lambda law=law, token=token: transform.share(law, token)), rel=1e-14)  # type: ignore[misc]
 
 
 def test_rows_of_a_wider_tensor_are_read_right() -> None:

@@ -48,3 +48,13 @@ def uniform(seed: int, position: int, purpose: Purpose, draw: int = 0) -> float:
         draw: index among several numbers used at one position.
     """
     return (key(seed, position, int(purpose), draw) >> 11) * 2.0**-53
+
+
+def uniforms(start: int, draws: range) -> list[float]:
+    """Several numbers of one stream.
+
+    Args:
+        start: `key(seed, position, purpose)`; the numbers are those of `uniform`.
+        draws: which ones.
+    """
+    return [(_mix(start ^ draw) >> 11) * 2.0**-53 for draw in draws]

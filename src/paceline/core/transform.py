@@ -95,7 +95,7 @@ def draw(probs: Float[Tensor, "rows vocabulary"], uniforms: Sequence[float]) -> 
         One id per row, on the host with one transfer; `INVALID` where the row is no distribution.
     """
     width = probs.shape[-1]
-    if (compiled := _compiled(probs)) is not None:
+    if (compiled := _compiled(probs, torch.float64)) is not None:
         return [token if token < width else INVALID for token in compiled.draw(probs.contiguous(), uniforms)]
     sums = probs.double().cumsum(-1)
     aim = torch.tensor(uniforms, dtype=torch.float64).to(sums.device).unsqueeze(-1) * sums[:, -1:]
@@ -104,18 +104,47 @@ def draw(probs: Float[Tensor, "rows vocabulary"], uniforms: Sequence[float]) -> 
     return [token if token < width else INVALID for token in ids]
 
 
-def likeliest(law: Float[Tensor, " vocabulary"], count: int) -> tuple[list[int], list[float]]:
-    """The `count` likeliest tokens of a law, on the host: largest first, of equal ones the lowest id. None without mass is among them."""
+def share(law: Float[Tensor, " vocabulary"], token: int) -> float:
+    """What part of the law's mass a token has, summed in float64. Waits for the law's device."""
     if (compiled := _compiled(law)) is not None:
-        return compiled.likeliest(law.contiguous(), count)
-    values, ids = top(law.unsqueeze(0), min(count, len(law)))
-    kept = int((values[0] > 0).sum())
-    return ids[0, :kept].tolist(), values[0, :kept].tolist()
+        return compiled.share(law.contiguous(), token)
+    return float(law[token].double() / law.sum(dtype=torch.float64))
 
 
-def _compiled(table: Tensor) -> Laws | None:
-    """Kernels for rows like these: a tenth of the calls, and reads of the vocabulary that skip what has no mass."""
-    return kernels() if table.device.type == "cpu" and table.dtype == torch.float32 and not table.requires_grad else None
+def refused(
+    law: Float[Tensor, " vocabulary"], ids: Sequence[int], probs: Sequence[float], drawn: int
+) -> Float[Tensor, " vocabulary"] | None:
+    """What is left of a law when a token drawn from a few was rejected: what it has beyond their probabilities, without that token.
+
+    Returns:
+        A law in float64 of any mass; nothing where there is no kernel for it.
+    """
+    compiled = _compiled(law)
+    return None if compiled is None else compiled.refuse(law.contiguous(), ids, probs, drawn)
+
+
+def likeliest(laws: Sequence[Float[Tensor, " vocabulary"]], count: int) -> list[tuple[list[int], list[float]]]:
+    """Of each law the `count` likeliest tokens, on the host: largest first, of equal ones the lowest id. None without mass is among them.
+
+    Args:
+        laws: of one vocabulary, type and device; at least one.
+    """
+    if (compiled := _compiled(laws[0])) is not None:
+        return compiled.likeliest([law.contiguous() for law in laws], count)
+    values, ids = top(torch.stack(list(laws)), min(count, len(laws[0])))
+    kept = (values > 0).sum(-1).tolist()
+    return [(each[:size], probs[:size]) for each, probs, size in zip(ids.tolist(), values.tolist(), kept, strict=True)]
+
+
+def _compiled(table: Tensor, *types: torch.dtype) -> Laws | None:
+    """Kernels for rows like these: a tenth of the calls, and reads of the vocabulary that skip what has no mass.
+
+    Args:
+        types: what they can read beside float32.
+    """
+    if table.device.type != "cpu" or table.dtype not in (torch.float32, *types) or table.requires_grad:
+        return None
+    return kernels()
 
 
 def largest(scores: Float[Tensor, "rows vocabulary"], count: int) -> Bool[Tensor, "rows vocabulary"]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from paceline.core.tolerance import Tolerance
+from paceline.core.transform import share
 
 ROOT = 0  # the pending token: already emitted, not yet in memory
 
@@ -25,6 +26,13 @@ class Distribution:
 
     probs: Float[Tensor, " support"]
     ids: Int[Tensor, " support"] | None = None
+
+    def share(self, token: int) -> float:
+        """Probability of a token, with one wait for a device."""
+        if self.ids is None:
+            return share(self.probs, token) if token < len(self.probs) else 0.0
+        ids, probs = self.ids.tolist(), self.probs.tolist()  # a support is small
+        return probs[ids.index(token)] / sum(probs) if token in ids else 0.0
 
     def dense(self, vocabulary: int) -> Float[Tensor, " vocabulary"]:
         """The same law over the whole vocabulary, in float64 on the host."""

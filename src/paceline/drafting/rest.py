@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from time import perf_counter
 
 SHARE = 0.01  # of the time of all steps that questions in vain may take
-SAVINGS = 0.3  # most that is put aside, in steps: what is spent on questions before they become rare
+CREDIT = 0.3  # what an account begins with, in steps: spent on questions before they become rare
+SAVINGS = 4.0  # most that is put aside of what questions brought
 REST = 16  # most steps between two questions: a change of the text must not go unnoticed, whatever they cost
 
 TICK = 1e-9  # seconds that the rest of a step takes at least
@@ -20,7 +21,7 @@ class Rest:
     its own: each would have taken a step otherwise.
     """
 
-    balance: float = SAVINGS
+    balance: float = CREDIT
 
     def asks(self) -> bool:
         """Whether this step is one to ask in."""
@@ -37,7 +38,10 @@ class Rest:
             cost: of asking, measured in the rest of the step; none if it did not ask.
             accepted: drafted tokens that were accepted, per sequence.
         """
-        self.balance = min(SAVINGS, max(-SHARE * (REST - 1), self.balance + SHARE + accepted - cost))
+        balance = self.balance + accepted - cost
+        if balance < CREDIT:  # only questions fill an account beyond that
+            balance = min(CREDIT, balance + SHARE)
+        self.balance = min(SAVINGS, max(-SHARE * (REST - 1), balance))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from paceline.core.batch import TapRequest, Taps
@@ -27,7 +26,7 @@ from paceline.drafting.stand_learning import UNKNOWN, Lesson, along, learn
 from paceline.drafting.stand_scope import Spaces
 from paceline.drafting.stand_table import Entry, NgramTable
 from paceline.drafting.stand_template import RankPath, Template, default_template, named_template
-from paceline.drafting.stand_walk import NO_DRAW, NO_NOISE, Spot, Walk, draw, gumbel
+from paceline.drafting.stand_walk import NO_DRAW, Spot, Walk, draw
 from paceline.planning.cost import ForwardCost, StepWatch
 
 COPIES = PromptLookupConfig(length=12)
@@ -89,7 +88,7 @@ class Stand:
         return self.table.evictions
 
     def propose(self, sequences: Many[Sequence], limits: Many[DraftLimits]) -> list[TokenTree]:
-        """Draw all trees together, one gather from the table per level."""
+        """Draw all trees together, level by level, so that rows are weighed against one another."""
         nodes = self.config.size(len(sequences))
         walks = [self._start(sequence, limit, nodes) for sequence, limit in zip(sequences, limits, strict=True)]
         begun = perf_counter()
@@ -129,8 +128,12 @@ class Stand:
                 patience = self._patience.get(sequence.uid)
                 rests = patience is not None and not patience.learns(walk.step)
                 said = {} if rests else dict(zip((ROOT, *verdict.accepted), verdict.tokens, strict=False))
+                context = walk.tail
                 for node in range(len(tree)) if self.config.observe_rejected and said else said:
-                    context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
+                    if self.config.observe_rejected:
+                        context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
+                    elif node != ROOT:  # nodes of the accepted path, top down
+                        context = (*context, tree.token[node])
                     lessons.append(Lesson(walk.space, sequence.request.sampling, context, start + node, said.get(node, UNKNOWN)))
                 if tree is walk.tree:
                     self._review(walk, verdict)
@@ -226,11 +229,13 @@ class Stand:
     def _copy(self, spot: Spot, rows: int) -> bool:
         """Draft for a sequence by copying from earlier in it, if that is known to hold more often than the table; whether it did."""
         assert self._copies is not None
-        walk, found = spot.walk, self._row(spot)
+        walk, found, odds = spot.walk, self._row(spot), self._prospects
+        known = -1.0 if found is None else 1.0 if odds is None else odds.opening(*found)
+        if known >= (1.0 if odds is None else odds.copying()):
+            return False
         tokens, suffix = self._copies.lookup(walk.sequence, min(COPIES.length, walk.most, walk.depth))
-        odds = self._prospects
         kinds = [NO_DRAW if odds is None else odds.copied(suffix, depth) for depth in range(len(tokens))]
-        if not tokens or (found is not None and (odds is None or odds.opening(*found) >= odds.chance(kinds[0]))):
+        if not tokens or (odds is not None and known >= odds.chance(kinds[0])):
             return False
         reach, node, path = 1.0, ROOT, spot.path
         for token, kind in zip(tokens, kinds, strict=True):
@@ -257,20 +262,18 @@ class Stand:
         known = [(spot, found) for spot in live if (found := self._row(spot)) is not None]
         if not known:
             return [], 0
-        several = [spot for spot, (entry, _) in known if len(entry.ids) > 1]
-        noise = self._noise(several) if several else NO_NOISE
-        draws = draw(self.table, [entry for _, (entry, _) in known], noise)
         deeper: list[Spot] = []
         first = rows
-        for (spot, (_, length)), drawn in zip(known, draws, strict=True):
+        for spot, (entry, length) in known:
             walk, growth = spot.walk, spot.walk.growth
-            reach, left = spot.reach, 1.0
-            for rank, (token, share) in enumerate(zip(drawn.tokens[: walk.widths[spot.path]], drawn.shares, strict=False)):
-                kind = Prospects.kind(length, rank, left if rank else drawn.peak)
+            reach, left, drawn = spot.reach, 1.0, None
+            for rank in range(min(walk.widths[spot.path], len(entry.ids))):
+                kind = Prospects.kind(length, rank, left if rank else entry.peak)
                 chance = self._worth(walk, kind, reach, rows)
                 if chance is None:
                     break
-                path = (*spot.path, rank)
+                drawn = drawn or draw(spot, entry)
+                token, path = drawn.tokens[rank], (*spot.path, rank)
                 child = growth.add(token, spot.node)
                 walk.paths.append(path)
                 walk.kinds.append(kind)
@@ -278,8 +281,8 @@ class Stand:
                 if path in walk.widths and token not in walk.ends:
                     deeper.append(Spot(walk, child, path, (*spot.context, token), reach * chance))
                 reach *= 1.0 - chance
-                left -= share
-            if walk.sampled and drawn.law is not None and len(growth.token) > 1 and growth.parent[-1] == spot.node:
+                left -= drawn.shares[rank]
+            if drawn is not None and drawn.law is not None:
                 growth.q[spot.node] = drawn.law
         return deeper, rows - first
 
@@ -293,7 +296,3 @@ class Stand:
         if len(walk.growth.token) == 1 and self._patience.setdefault(walk.sequence.uid, Patience()).due():
             return chance
         return None
-
-    def _noise(self, spots: Many[Spot]) -> np.ndarray:
-        """Gumbel numbers for every candidate of every node; none where the likeliest are chosen. No number is used twice."""
-        return gumbel(spots, self.config.candidates)

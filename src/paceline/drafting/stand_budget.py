@@ -32,7 +32,7 @@ class Prospects:
     """
 
     def __init__(self, cost: Callable[[int], float], longest: int, copied: int = 0) -> None:
-        self.cost, self.longest = cost, longest
+        self.cost, self.longest, self._suffixes = cost, longest, copied
         bins = len(PEAKS) + 1
         drawn = [0.15 + 0.6 * (at % bins) / bins if at // bins % RANKS == 0 else 0.15 for at in range((longest + 1) * RANKS * bins)]
         self._rates = drawn + [0.6] * (copied * RANKS * bins)
@@ -62,7 +62,11 @@ class Prospects:
 
     def opening(self, entry: Entry, length: int) -> float:
         """Chance of the first draw from an entry that a context of this length found."""
-        return self._rates[self.kind(length, 0, entry.probs[0] / sum(entry.probs))]
+        return self._rates[self.kind(length, 0, entry.peak)]
+
+    def copying(self) -> float:
+        """Chance of the first token of a copy that rests on the best kind of suffix."""
+        return max(self._rates[self.copied(suffix, 0)] for suffix in range(1, self._suffixes + 1))
 
     def chance(self, kind: int) -> float:
         """Measured share of such draws that were accepted once they were judged."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,11 @@ class Entry:
     probs: tuple[float, ...]
     count: int
 
+    @property
+    def peak(self) -> float:
+        """Probability of the likeliest token among those that are known."""
+        return self.probs[0] / sum(self.probs)
+
     @classmethod
     def of(cls, ids: Many[int], probs: Many[float], count: int = 1) -> Entry:
         """Tokens without probability left out."""
@@ -47,7 +53,12 @@ class Entry:
         """With one more law; `width` tokens are kept."""
         if self.ids == other.ids and self.probs == other.probs:  # to the bit, as laws that are certain mostly are
             return Entry(self.ids, self.probs, self.count + 1)
-        count, fresh = self.count + 1, dict(zip(other.ids, other.probs, strict=True))
+        count = self.count + 1
+        if self.ids == other.ids:
+            probs = [old + (new - old) / count for old, new in zip(self.probs, other.probs, strict=True)]
+            if all(more > less for more, less in pairwise(probs)):
+                return Entry(self.ids, tuple(probs), count)
+        fresh = dict(zip(other.ids, other.probs, strict=True))
         # A mean moved by a share of the difference stays where it is, to the bit, when the same law is observed again.
         mean = [(-(old + (fresh.pop(token, 0.0) - old) / count), token) for token, old in zip(self.ids, self.probs, strict=True)]
         mean += [(-prob / count, token) for token, prob in fresh.items()]
@@ -86,13 +97,16 @@ class NgramTable:
             law: the likeliest tokens of the target's law, at most `width`.
         """
         known = self._spaces.setdefault(space, {})
+        before, after = None, law
         for context in contexts:
             entry = known.pop(context, None)
             if entry is None:
                 known[context] = law
                 self._size += 1
-            else:
-                known[context] = entry.averaged(law, self.width)
+                continue
+            if entry is not before:  # contexts that share an entry go on sharing it
+                before, after = entry, entry.averaged(law, self.width)
+            known[context] = after
         while self._size > self.capacity:
             self._evict()
 

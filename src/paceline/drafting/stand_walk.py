@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from math import log
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from paceline.core.request import Sequence
-from paceline.core.rng import Purpose
+from paceline.core.rng import Purpose, key, uniforms
 from paceline.core.tree import Distribution, TokenTree
-from paceline.core.uniforms import stream, uniform_block
 from paceline.drafting.growth import Growth, draw_counters
 from paceline.drafting.stand_scope import Space
-from paceline.drafting.stand_table import Context, Entry, NgramTable
+from paceline.drafting.stand_table import Context, Entry
 from paceline.drafting.stand_template import RankPath
 
 NO_DRAW = -1  # the root was not drawn
-NO_NOISE: npt.NDArray[np.float64] = np.zeros((0, 0))
 
 
 @dataclass(slots=True)
@@ -56,6 +52,11 @@ class Walk:
     def __post_init__(self) -> None:
         self.growth = Growth([self.tail[-1]], [-1], [0], [None])
 
+    def numbers(self, node: int, count: int) -> list[float]:
+        """Random numbers for the candidates behind a node. None is used twice: not by other nodes, nor by other steps or sequences."""
+        start = key(self.sequence.seed, self.step + self.growth.depth[node], Purpose.DRAFT)
+        return uniforms(start, draw_counters(self.step, node, count))
+
 
 @dataclass(frozen=True, slots=True)
 class Spot:
@@ -75,55 +76,30 @@ class Draws:
     Args:
         tokens: in the order they are drawn.
         shares: probability of each in the law they are drawn from.
-        peak: the largest of these.
-        law: what they are drawn from; nothing where there is one token only: it counts as chosen, which is judged by the same chance.
+        law: what they are drawn from; nothing where they are chosen, as the only token of an entry is: it is judged by the same chance.
     """
 
     tokens: list[int]
     shares: list[float]
-    peak: float
-    law: Distribution | None
+    law: Distribution | None = None
 
 
-def draw(table: NgramTable, entries: Many[Entry], noise: npt.NDArray[np.float64]) -> list[Draws]:
-    """All candidates of some entries in the order of Gumbel top-k: drawn without replacement. An entry of one token needs no draw.
+def draw(spot: Spot, entry: Entry) -> Draws:
+    """All candidates of an entry, in the order they are drawn without replacement; the likeliest first where nothing is drawn.
 
-    Args:
-        table: that the entries are of.
-        noise: (entries of more than one token, candidates) Gumbel numbers.
+    Gumbel top-k as a race: the log of an exponential number is Gumbel noise, so whoever has the smallest number divided by its probability
+    has the largest noisy log-probability.
     """
-    several = [entry for entry in entries if len(entry.ids) > 1]
-    if several:
-        ids, probs = table.gather(several)
-        q = probs / probs.sum(-1, keepdims=True)  # what is drawn from: only here are stored probabilities renormalised
-        orders = np.argsort(-(np.log(np.where(q > 0, q, 1.0)) + noise), axis=-1, kind="stable").tolist()
-        support = ids.astype(np.int64)
-    drawn: list[Draws] = []
-    row = 0
-    for entry in entries:
-        size = len(entry.ids)
-        if size == 1:
-            drawn.append(Draws([entry.ids[0]], [1.0], 1.0, None))
-            continue
-        order, shares = [place for place in orders[row] if place < size], q[row].tolist()
-        law = Distribution(torch.from_numpy(q[row, :size]), torch.from_numpy(support[row, :size]))
-        drawn.append(Draws([entry.ids[place] for place in order], [shares[place] for place in order], max(shares), law))
-        row += 1
-    return drawn
-
-
-def gumbel(spots: Many[Spot], candidates: int) -> npt.NDArray[np.float64]:
-    """Gumbel numbers (spots, candidates); zeros where the likeliest are chosen. No number is used twice."""
-    noise = np.zeros((len(spots), candidates))
-    drawn = [at for at, spot in enumerate(spots) if spot.walk.sampled]
-    streams: dict[int, int] = {}  # by sequence: nodes of one level decide one position
-    counters = []
-    for at in drawn:
-        walk, node = spots[at].walk, spots[at].node
-        if walk.sequence.uid not in streams:
-            streams[walk.sequence.uid] = stream(walk.sequence.seed, walk.step + walk.growth.depth[node], Purpose.DRAFT)
-        counters.append(draw_counters(walk.step, node, candidates).start)
-    if drawn:
-        numbers = uniform_block([streams[spots[at].walk.sequence.uid] for at in drawn], counters, candidates)
-        noise[drawn] = -np.log(-np.log(numbers + 2.0**-54))  # the number is never zero
-    return noise
+    size = len(entry.ids)
+    if size == 1:
+        return Draws(list(entry.ids), [1.0])
+    whole = sum(entry.probs)
+    shares = [prob / whole for prob in entry.probs]  # what is drawn from: only here are stored probabilities renormalised
+    walk = spot.walk
+    if not walk.sampled:
+        return Draws(list(entry.ids), shares)
+    numbers = walk.numbers(spot.node, size)
+    times = [-log(number + 2.0**-54) / share for number, share in zip(numbers, shares, strict=True)]  # the number is never zero
+    order = sorted(range(size), key=times.__getitem__)
+    law = Distribution(torch.tensor(shares, dtype=torch.float64), torch.tensor(entry.ids))
+    return Draws([entry.ids[at] for at in order], [shares[at] for at in order], law)

@@ -262,8 +262,37 @@ int64_t draw(const float *law, int64_t width, double number) {
     return width;
 }
 
+/* The same of a row in float64. */
+int64_t draw_wide(const double *law, int64_t width, double number) {
+    double whole = 0, sum = 0;
+    for (int64_t at = 0; at < width; at++) whole += law[at];
+    for (int64_t at = 0; at < width; at++)
+        if ((sum += law[at]) > number * whole) return at;
+    return width;
+}
+
+/* What is left of a law, in float64 and of mass one at first, when a draw from a few tokens was refused: the positive part of the law less
+ * theirs, without the drawn one. A law that has nothing left stays as it is. */
+void refuse(const float *law, int64_t width, const int64_t *ids, const double *probs, int64_t size, int64_t drawn, double *left) {
+    const double whole = mass(law, width);
+    double drafted = 0, remains = 0;
+    for (int64_t at = 0; at < width; at++) left[at] = law[at] / whole;
+    for (int64_t at = 0; at < size; at++) drafted += probs[at];
+    for (int64_t at = 0; at < size; at++) {
+        const double less = left[ids[at]] - probs[at] / drafted;
+        left[ids[at]] = less > 0 ? less : 0;
+    }
+    left[drawn] = 0;
+    for (int64_t at = 0; at < width; at++) remains += left[at];
+    if (remains > 0) return;
+    for (int64_t at = 0; at < width; at++) left[at] = law[at] / whole;
+}
+
+/* What part of a row's mass an entry is. */
+double share(const float *law, int64_t width, int64_t at) { return law[at] / mass(law, width); }
+
 /* The `count` likeliest tokens of a law that have any mass, largest first, of equal ones the first; returns how many there are. */
-int64_t likeliest(const float *law, int64_t width, int64_t count, int64_t *ids, float *probs) {
+static int64_t largest(const float *law, int64_t width, int64_t count, int64_t *ids, float *probs) {
     int64_t size = 0;
     for (int64_t first = 0; first < width; first += LANES) {
         const float bar = size < count ? 0.0f : probs[count - 1];
@@ -276,4 +305,9 @@ int64_t likeliest(const float *law, int64_t width, int64_t count, int64_t *ids, 
         }
     }
     return size;
+}
+
+/* The same of several laws: room for `count` tokens each, and the number of them found. */
+void likeliest(const float *const *laws, int64_t rows, int64_t width, int64_t count, int64_t *sizes, int64_t *ids, float *probs) {
+    for (int64_t row = 0; row < rows; row++) sizes[row] = largest(laws[row], width, count, ids + row * count, probs + row * count);
 }

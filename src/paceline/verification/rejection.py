@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,10 +24,12 @@ from torch import Tensor
 
 from paceline.core.errors import PacelineError
 from paceline.core.rng import Purpose
-from paceline.core.transform import INVALID, draw
-from paceline.core.tree import ROOT, Distribution
+from paceline.core.transform import INVALID, draw, refused, share
+from paceline.core.tree import ROOT, Distribution, Proposal
 from paceline.verification.rows import TreeRows
 from paceline.verification.walk import Path
+
+CHOSEN = Proposal({})  # of trees whose children are all point masses
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,20 @@ class Odds:
     chosen: Bool[Tensor, "nodes 1"]
     replacement: Bool[Tensor, "nodes 1"]
 
-    def offer(self, tokens: Int[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
-        """R[y] / D[y] of the next child of each node: accepted with this probability, certainly from one upwards."""
-        column = tokens.unsqueeze(-1)
-        drafted = torch.where(self.chosen, 1.0, self.draft.gather(-1, column) / self.draft_mass)
-        return (self.residual.gather(-1, column) / self.residual_mass / drafted).squeeze(-1)
+    def law(self, at: int) -> Float[Tensor, " vocabulary"]:
+        """R of a node, times its mass."""
+        return self.residual[at]
 
-    def rejected(self, tokens: Int[Tensor, " nodes"]) -> Odds:
+    def offer(self, tokens: Many[int]) -> list[float]:
+        """R[y] / D[y] of the next child of each node: accepted with this probability, certainly from one upwards."""
+        column = _column(tokens, self.residual)
+        drafted = torch.where(self.chosen, 1.0, self.draft.gather(-1, column) / self.draft_mass)
+        ratios: list[float] = (self.residual.gather(-1, column) / self.residual_mass / drafted).squeeze(-1).tolist()
+        return ratios
+
+    def rejected(self, tokens: Many[int]) -> Odds:
         """The odds after that child was rejected."""
-        column = tokens.unsqueeze(-1)
+        column = _column(tokens, self.residual)
         drafted = self.draft / torch.where(self.draft_mass > 0, self.draft_mass, 1.0)
         # A rejected token had R < D (or is a point mass being removed), so nothing of it is left in either case.
         remaining = (self.residual / self.residual_mass).sub_(drafted).clamp_(min=0.0).scatter_(-1, column, 0.0)
@@ -74,6 +81,10 @@ class Odds:
             self.chosen,
             self.replacement,
         )
+
+    def left(self, at: int, token: int) -> Float[Tensor, " vocabulary"]:
+        """R of a node, times its mass, after its last child was rejected."""
+        return self.at([at]).rejected([token]).residual[0]
 
     def at(self, places: Many[int]) -> Odds:
         """The odds of some of the nodes."""
@@ -95,7 +106,7 @@ class Opening:
     """Where several nodes stand before any of their children was judged.
 
     Args:
-        residual: p of each node.
+        laws: p of each node.
         drafts: q of each node, dense or sparse; `None` for chosen children.
         replacement: whether each node's children were drawn with replacement.
 
@@ -103,56 +114,63 @@ class Opening:
         PacelineError: if a draft distribution is wider than the target's vocabulary.
     """
 
-    residual: Float[Tensor, "nodes vocabulary"]
+    laws: tuple[Float[Tensor, " vocabulary"], ...]
     drafts: tuple[Distribution | None, ...]
     replacement: tuple[bool, ...]
 
     def __post_init__(self) -> None:
-        known, vocabulary = max((len(q.probs) for q in self.drafts if q is not None), default=0), self.residual.shape[-1]
+        known, vocabulary = max((len(q.probs) for q in self.drafts if q is not None), default=0), len(self.laws[0])
         if known > vocabulary:
             raise PacelineError(f"the draft knows {known} tokens but the target {vocabulary}; use a draft with the target's tokenizer")
 
-    def offer(self, tokens: Int[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
-        """p[y] / q[y] of the first child of each node: accepted with this probability, certainly from one upwards."""
-        law = self.residual.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).double() / self.residual.sum(-1, dtype=torch.float64)
-        if all(q is None for q in self.drafts):
-            return law
-        return law / torch.stack([_share(q, token) for q, token in zip(self.drafts, tokens, strict=True)])
+    def law(self, at: int) -> Float[Tensor, " vocabulary"]:
+        """p of a node."""
+        return self.laws[at]
 
-    def rejected(self, tokens: Int[Tensor, " nodes"]) -> Odds:
+    def offer(self, tokens: Many[int]) -> list[float]:
+        """p[y] / q[y] of the first child of each node: accepted with this probability, certainly from one upwards."""
+        if self.laws[0].device.type != "cpu":
+            return self.odds().offer(tokens)  # one wait for the device
+        shares = zip((share(law, token) for law, token in zip(self.laws, tokens, strict=True)), self.drafts, tokens, strict=True)
+        return [p if q is None else p / drawn if (drawn := q.share(token)) else nan for p, q, token in shares]
+
+    def rejected(self, tokens: Many[int]) -> Odds:
         """The odds after that child was rejected."""
         return self.odds().rejected(tokens)
 
+    def left(self, at: int, token: int) -> Float[Tensor, " vocabulary"]:
+        """What is left of p at a node, of any mass, after its only child was rejected."""
+        q, found = self.drafts[at], None
+        if q is None:
+            found = refused(self.laws[at], (), (), token)
+        elif q.ids is not None:
+            found = refused(self.laws[at], q.ids.tolist(), q.probs.tolist(), token)
+        if found is not None:
+            return found
+        return self.at([at]).odds().left(0, token)
+
     def odds(self) -> Odds:
         """The same with whole laws, in float64 on the target's device."""
-        vocabulary, device = self.residual.shape[-1], self.residual.device
-        law = self.residual.double()
-        draft = torch.stack([_dense(q, vocabulary, device) for q in self.drafts])
+        law = torch.stack(self.laws).double()
+        draft = torch.stack([_dense(q, law.shape[-1], law.device) for q in self.drafts])
         return Odds(
             law,
             law.sum(-1, keepdim=True),
             draft,
             draft.sum(-1, keepdim=True),
-            torch.tensor([q is None for q in self.drafts], device=device).unsqueeze(-1),
-            torch.tensor(self.replacement, device=device).unsqueeze(-1),
+            torch.tensor([q is None for q in self.drafts], device=law.device).unsqueeze(-1),
+            torch.tensor(self.replacement, device=law.device).unsqueeze(-1),
         )
 
     def at(self, places: Many[int]) -> Opening:
         """The opening of some of the nodes."""
         if len(places) == len(self.drafts):
             return self
-        index = torch.tensor(places, device=self.residual.device)
-        return Opening(self.residual[index], tuple(self.drafts[at] for at in places), tuple(self.replacement[at] for at in places))
+        return Opening(*(tuple(part[at] for at in places) for part in (self.laws, self.drafts, self.replacement)))  # type: ignore[arg-type]
 
 
-def _share(q: Distribution | None, token: Int[Tensor, ""]) -> Float[Tensor, ""]:
-    """q of a token, without a wait for the device."""
-    if q is None:
-        return torch.ones((), dtype=torch.float64, device=token.device)
-    probs = q.probs.to(token.device, torch.float64)
-    if q.ids is None:
-        return probs.gather(-1, token.clamp(max=len(probs) - 1).unsqueeze(-1)).squeeze(-1) * (token < len(probs)) / probs.sum()
-    return torch.where(q.ids.to(token.device) == token, probs, 0.0).sum() / probs.sum()
+def _column(tokens: Many[int], beside: Tensor) -> Int[Tensor, "nodes 1"]:
+    return torch.tensor(tokens, device=beside.device).unsqueeze(-1)
 
 
 def _dense(q: Distribution | None, vocabulary: int, device: torch.device) -> Float[Tensor, " vocabulary"]:
@@ -199,7 +217,7 @@ class Rejection:
             paths.append((tuple(accepted), emitted))
         return paths
 
-    def _law(self, live: Mapping[int, int]) -> Float[Tensor, "live vocabulary"]:
+    def _laws(self, live: Mapping[int, int]) -> tuple[Float[Tensor, " vocabulary"], ...]:
         """Target laws of one node per live sequence."""
         starts = self.rows.starts
         laws = self.rows.laws
@@ -207,53 +225,54 @@ class Rejection:
         if unknown:
             asked = self.rows.ahead(unknown)
             laws.update(zip(asked, self.rows.distribution(asked), strict=True))
-        return torch.stack([laws[starts[member] + node] for member, node in live.items()])
+        return tuple(laws[starts[member] + node] for member, node in live.items())
 
     def _level(self, live: dict[int, int]) -> dict[int, int]:
         """Judge one node per live sequence; returns the sequences that descend, with the child they descend to."""
         members, nodes = list(live), list(live.values())
         rows = [self.rows.starts[member] + node for member, node in live.items()]
         families = [self.children[member][node] for member, node in live.items()]
-        proposals = [self.rows.trees[member].proposal for member in members]
-        odds: Opening | Odds = Opening(
-            self._law(live),
-            tuple(None if proposal is None else proposal.q.get(node) for proposal, node in zip(proposals, nodes, strict=True)),
-            tuple(proposal is not None and proposal.replacement for proposal in proposals),
-        )
+        laws = self._laws(live)
         reached: dict[int, int] = {}
-        asking = list(range(len(members)))  # places whose children so far were all rejected; `odds` holds exactly these
+        asking: list[int] = []  # places whose children so far were all rejected; `odds` holds exactly these
+        for place, family in enumerate(families):
+            if family:
+                asking.append(place)
+            else:  # the very sample of plain decoding
+                self.last[members[place]] = (laws[place], self.rows.uniform(rows[place], Purpose.TARGET))
+        if not asking:
+            return reached
+        proposals = [self.rows.trees[members[place]].proposal or CHOSEN for place in asking]
+        odds: Opening | Odds = Opening(
+            tuple(laws[place] for place in asking),
+            tuple(proposal.q.get(nodes[place]) for proposal, place in zip(proposals, asking, strict=True)),
+            tuple(proposal.replacement for proposal in proposals),
+        )
         rank = 0
         while asking:
-            ended = [at for at, place in enumerate(asking) if rank == len(families[place])]
-            for at in ended:
-                purpose = Purpose.RESIDUAL if rank else Purpose.TARGET  # at a leaf, the very sample of plain decoding
-                self.last[members[asking[at]]] = (odds.residual[at], self.rows.uniform(rows[asking[at]], purpose))
-            going = [at for at in range(len(asking)) if at not in ended]
-            if not going:
-                break
-            odds, asking = odds.at(going), [asking[at] for at in going]
             offered = [families[place][rank] for place in asking]
             tokens = [self.rows.trees[members[place]].token[node] for place, node in zip(asking, offered, strict=True)]
-            drawn = torch.tensor(tokens, device=odds.residual.device)
             refused = []
-            for at, ratio in enumerate(odds.offer(drawn).tolist()):
+            for at, ratio in enumerate(odds.offer(tokens)):
                 place = asking[at]
                 if not isfinite(ratio):
                     raise self._impossible(odds, at, rows[place], tokens[at])
                 if self.rows.uniform(rows[place], Purpose.ACCEPT, rank) < ratio:
                     reached[members[place]] = offered[at]
                     self.accepted[members[place]].append(offered[at])
-                else:
+                elif rank + 1 < len(families[place]):
                     refused.append(at)
+                else:
+                    self.last[members[place]] = (odds.left(at, tokens[at]), self.rows.uniform(rows[place], Purpose.RESIDUAL))
             if refused:
-                odds = odds.at(refused).rejected(drawn if len(refused) == len(tokens) else drawn[refused])
+                odds = odds.at(refused).rejected([tokens[at] for at in refused])
             asking = [asking[at] for at in refused]
             rank += 1
         return reached
 
     def _impossible(self, odds: Opening | Odds, at: int, row: int, token: int) -> PacelineError:
         """Why a ratio is not a number: the target's law, or a proposal that is not what the child was drawn from."""
-        if bool(odds.residual[at].isnan().any()):
+        if bool(odds.law(at).isnan().any()):
             self.rows.checked(row, INVALID)
         return PacelineError(
             f"token {token} stands in the tree of sequence {self.rows.sequences[self.rows.owner[row]].uid} but its proposal gives it no "

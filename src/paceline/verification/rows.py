@@ -101,10 +101,15 @@ class TreeRows:
         return uniform(self.sequences[self.owner[row]].seed, self.position(row), purpose, draw)
 
     def processed(self, rows: Many[int]) -> Float[Tensor, "rows vocabulary"]:
-        """Logits of some rows, grouped by owner, after bias, penalties and bans; at least float32, never the model's own tensor."""
-        given = self.logits if len(rows) == len(self.logits) else self.logits[torch.tensor(rows, device=self.logits.device)]
+        """Logits of some rows, grouped by owner, after bias, penalties and bans; at least float32.
+
+        The model's own tensor is never changed.
+        """
+        first, stop = rows[0], rows[-1] + 1
+        together = list(rows) == list(range(first, stop))
+        given = self.logits[first:stop] if together else self.logits[torch.tensor(rows, device=self.logits.device)]
         logits = widen(given)
-        if logits is self.logits and any(self._processor):
+        if together and logits is given and any(self._processor):
             logits = logits.clone()
         start = 0
         while start < len(rows):

@@ -44,16 +44,16 @@ class EngineRule:
     @classmethod
     def open(cls, target: Law, draft: Law | None, replacement: bool) -> EngineRule:
         """See `Opening`."""
-        return cls(rejection.Opening(target[None], (None if draft is None else Distribution(draft),), (replacement,)))
+        return cls(rejection.Opening((target,), (None if draft is None else Distribution(draft),), (replacement,)))
 
     def offer(self, token: int) -> float:
-        return float(self.odds.offer(torch.tensor([token])))
+        return self.odds.offer([token])[0]
 
     def rejected(self, token: int) -> EngineRule:
-        return EngineRule(self.odds.rejected(torch.tensor([token])))
+        return EngineRule(self.odds.rejected([token]))
 
     def law(self) -> Law:
-        return self.odds.residual[0] / self.odds.residual[0].sum()
+        return self.odds.law(0) / self.odds.law(0).sum()
 
 
 @dataclass(frozen=True, slots=True)
