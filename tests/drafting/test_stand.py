@@ -37,8 +37,8 @@ def seeded(seed: int) -> Sampling:
 def taught(laws: dict[tuple[int, ...], dict[int, float]], config: StandConfig | None = None, template: Template | None = None) -> Stand:
     """A drafter whose process-wide table holds these laws, for `SAMPLED` settings and greedy ones alike."""
     drafter = Stand(config or StandConfig(scope="process"), frozenset({99}), template)
-    for sampling in (SAMPLED, Sampling()):
-        space = drafter._spaces.enter(sequence(1000, sampling=sampling))
+    for uid, sampling in enumerate((SAMPLED, Sampling()), start=1000):
+        space = drafter._spaces.enter(sequence(uid, sampling=sampling))
         for context, law in laws.items():
             drafter.table.observe(space, [context], Entry.of(list(law), list(law.values())))
     return drafter

@@ -39,6 +39,9 @@ class Growth:
             sampled: children were drawn, from the laws in `q`.
             replacement: and siblings independently of each other.
         """
+        if self.parent == list(range(-1, len(self.token) - 1)):  # a chain is in order as it is
+            drawn = Proposal(dict(self.q), replacement) if sampled and self.q else None
+            return TokenTree(tuple(self.token), tuple(self.parent), drawn), list(range(len(self.token)))
         children: list[list[int]] = [[] for _ in self.token]
         for node in range(1, len(self.token)):
             children[self.parent[node]].append(node)

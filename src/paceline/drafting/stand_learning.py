@@ -106,6 +106,8 @@ def _entries(laws: Many[Float[Tensor, " vocabulary"]], config: StandConfig, said
     if said is not None:
         laws = list(_leaning(torch.stack(list(laws)).float(), said, config.said))
     if laws[0].device.type == "cpu":
-        return [Entry.of(*found) for found in likeliest([law.float() for law in laws], config.candidates)]
+        return [
+            Entry.of(*found) for found in likeliest([law if law.dtype == torch.float32 else law.float() for law in laws], config.candidates)
+        ]
     best, tokens = top(torch.stack(list(laws)).float(), min(config.candidates, len(laws[0])))
     return [Entry.of(ids, probs) for ids, probs in zip(tokens.tolist(), best.tolist(), strict=True)]

@@ -60,13 +60,16 @@ class Spaces:
             raise UsageError(f"stand: scope={scope!r} must be one of {', '.join(get_args(Scope))}")
         self.scope, self.idle, self.forget = scope, idle, forget
         self._spaces: dict[Hashable, Space] = {}  # the least recently entered first
+        self._inside: dict[int, Space] = {}  # by sequence: a long prompt takes long to hash
 
     def enter(self, sequence: Sequence) -> Space:
         """The space of a sequence that starts or goes on."""
-        name = self._name(sequence)
-        space = self._spaces.pop(name, None) or Space()
-        self._spaces[name] = space
-        space.members.add(sequence.uid)
+        space = self._inside.get(sequence.uid)
+        if space is None:
+            name = self._name(sequence)
+            space = self._spaces.pop(name) if name in self._spaces else Space()
+            self._spaces[name] = self._inside[sequence.uid] = space
+            space.members.add(sequence.uid)
         return space
 
     def named(self) -> list[tuple[Hashable, Space]]:
@@ -76,11 +79,14 @@ class Spaces:
     def adopt(self, name: Hashable, space: Space) -> None:
         """Take over a space that was kept elsewhere; one of this name that is known already goes."""
         if name in self._spaces:
-            self.forget(self._spaces.pop(name))
+            known = self._spaces.pop(name)
+            self._inside = {uid: entered for uid, entered in self._inside.items() if entered is not known}
+            self.forget(known)
         self._spaces[name] = space
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence finished, was cancelled or preempted."""
+        self._inside.pop(sequence.uid, None)
         name = self._name(sequence)
         if name not in self._spaces:  # it never drafted
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import log
 
+import numpy as np
 import torch
 
 from paceline.core.request import Sequence
@@ -101,5 +102,5 @@ def draw(spot: Spot, entry: Entry) -> Draws:
     numbers = walk.numbers(spot.node, size)
     times = [-log(number + 2.0**-54) / share for number, share in zip(numbers, shares, strict=True)]  # the number is never zero
     order = sorted(range(size), key=times.__getitem__)
-    law = Distribution(torch.tensor(shares, dtype=torch.float64), torch.tensor(entry.ids))
+    law = Distribution(torch.from_numpy(np.array(shares)), torch.from_numpy(np.array(entry.ids)))  # cheaper than tensors from lists
     return Draws([entry.ids[at] for at in order], [shares[at] for at in order], law)
