@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import perf_counter
 
-SHARE = 0.01  # of the time of all steps that questions in vain may take
+SHARE = 0.005  # of the time of all steps that questions in vain may take
 CREDIT = 0.3  # what an account begins with, in steps: spent on questions before they become rare
 SAVINGS = 4.0  # most that is put aside of what questions brought
-REST = 16  # most steps between two questions: a change of the text must not go unnoticed, whatever they cost
+REST = 32  # most steps between two questions, whatever they cost: a change of the text must not go unnoticed
 
 TICK = 1e-9  # seconds that the rest of a step takes at least
 
