@@ -166,7 +166,8 @@ class Opening:
         """The opening of some of the nodes."""
         if len(places) == len(self.drafts):
             return self
-        return Opening(*(tuple(part[at] for at in places) for part in (self.laws, self.drafts, self.replacement)))  # type: ignore[arg-type]
+        laws, drafts = tuple(self.laws[at] for at in places), tuple(self.drafts[at] for at in places)
+        return Opening(laws, drafts, tuple(self.replacement[at] for at in places))
 
 
 def _column(tokens: Many[int], beside: Tensor) -> Int[Tensor, "nodes 1"]:
