@@ -90,9 +90,9 @@ def test_patterns_are_those_of_the_model_at_that_step(make: Make, monkeypatch: p
     seen: list[tuple[Canvas, list[int]]] = []
     plain = Sparse.attention
 
-    def watched(self, canvas, view):  # type: ignore[no-untyped-def]
+    def watched(self, canvas, view, positions):  # type: ignore[no-untyped-def]
         seen.append((canvas, canvas.ids.tolist()))
-        return plain(self, canvas, view)
+        return plain(self, canvas, view, positions)
 
     monkeypatch.setattr(Sparse, "attention", watched)
     llm = make("llada", f"static:block=8,{SPARSE},sparse_skip=0.25")
@@ -236,6 +236,42 @@ def test_a_canvas_that_changes_its_length() -> None:
     assert isinstance(run(30), Choosing)
 
 
+CACHES = ("prefix", "dual", "dkv-decode", "dkv-pd")
+
+
+@pytest.mark.parametrize("layout", ["llada", "dream"])
+@pytest.mark.parametrize("cache", CACHES)
+def test_patterns_beside_a_cache(make: Make, monkeypatch: pytest.MonkeyPatch, layout: str, cache: str) -> None:
+    """Rows that are fed follow the patterns of their positions. Nothing changes where all is kept, or where the cache keeps nothing."""
+    method = f"static:block=8,cache={cache}"
+    plain = ids(make(layout, method))
+    assert ids(make(layout, f"{method},attention=sparsed,sparse_tile=4,sparse_keep=1")) == plain
+    if cache != "dkv-pd":  # PD holds the prompt even so
+        assert ids(make(layout, f"{method},refresh=1,{SPARSE}")) == ids(make(layout, f"static:block=8,{SPARSE}"))
+    calls = counted(monkeypatch)
+    assert ids(make(layout, f"{method},{SPARSE},sparse_skip=0")) != plain
+    assert "Following 0" in calls
+
+
+def test_a_cache_chooses_when_everything_is_fed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 9 would choose, but the next forward of all positions is the one that begins the third block: step 16."""
+    for options, first in (("cache=dual", 16), ("cache=none", 9)):
+        calls = counted(monkeypatch)
+        (output,) = make("llada", f"static:block=8,{options},{SPARSE},sparse_full=10").generate(PROMPTS[:1], max_tokens=24, ignore_eos=True)
+        assert output.stats.forwards == 24
+        assert calls[:LAYERS] == [f"Choosing {layer}" for layer in range(LAYERS)]
+        assert calls[LAYERS:] == [f"Following {layer}" for _ in range(24 - first - 1) for layer in range(LAYERS)]
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_batch_with_caches_changes_nothing(make: Make, cache: str) -> None:
+    method = f"threshold:threshold=0.2,block=8,cache={cache},{SPARSE},sparse_full=2"
+    alone = [make("llada", method).generate([prompt], max_tokens=20, ignore_eos=True)[0] for prompt in PROMPTS]
+    together = make("llada", method).generate(PROMPTS, max_tokens=20, ignore_eos=True)
+    assert [output.token_ids for output in alone] == [output.token_ids for output in together]
+
+
 @pytest.mark.parametrize("options", ["", ",guidance=1.5"])
 @pytest.mark.parametrize("layout", ["llada", "dream"])
 def test_a_batch_changes_nothing(make: Make, layout: str, options: str) -> None:
@@ -259,8 +295,7 @@ def test_the_audit_measures_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "method", "named"),
     [
-        ("llada", "static:attention=sparsed,cache=dual", "attention"),
-        ("llada", "static:attention=sparsed,cache=dkv-decode", "attention"),
+        ("llada", "freedave:attention=sparsed,cache=dual", "attention"),
         ("llada", "static:attention=sparsed,sparse_keep=1.5", "sparse_keep"),
         ("llada", "static:attention=sparsed,sparse_skip=-1", "sparse_skip"),
         ("sdar", "static:attention=sparsed", "attention=dense"),

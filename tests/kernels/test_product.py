@@ -27,12 +27,12 @@ def weight_of(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (31, 6), (32, 16), (33, 64), (200, 130), (384, 48)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (31, 6), (32, 16), (33, 64), (200, 130), (384, 48), (70, 256)])
 def test_equals_the_product_in_double_precision(outputs: int, inputs: int, bias: bool, dtype: torch.dtype) -> None:
     weight = weight_of(outputs, inputs, dtype)
     added = weight_of(outputs, 1, dtype)[:, 0] if bias else None
     panels = Panels.of(weight, added)
-    for rows in (1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 23, 24, 25, 40):
+    for rows in (1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 17, 23, 24, 25, 32, 33, 40, 100):
         x = weight_of(rows, inputs, dtype)
         exact = x.double() @ weight.double().T + (0 if added is None else added.double())
         scale = x.double().abs() @ weight.double().abs().T + 1
@@ -41,13 +41,13 @@ def test_equals_the_product_in_double_precision(outputs: int, inputs: int, bias:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rows_bits_depend_on_nothing_but_the_row(dtype: torch.dtype) -> None:
-    panels, x = Panels.of(weight_of(170, 96, dtype), None), weight_of(40, 96, dtype)
-    alone = torch.cat([kernels(dtype).product(x[row : row + 1], panels) for row in range(40)])
+    panels, x = Panels.of(weight_of(170, 96, dtype), None), weight_of(80, 96, dtype)
+    alone = torch.cat([kernels(dtype).product(x[row : row + 1], panels) for row in range(80)])
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            for rows in (2, 3, 4, 5, 8, 12, 13, 24, 40):
+            for rows in (2, 3, 4, 5, 8, 12, 13, 16, 17, 24, 32, 33, 40, 80):
                 assert torch.equal(kernels(dtype).product(x[:rows], panels), alone[:rows])
     finally:
         torch.set_num_threads(before)

@@ -32,29 +32,35 @@ class Paths:
 
 def paths(segments: Sequence[Segment], positions: Sequence[int], window: int | None) -> Paths | None:
     """The paths of all rows, or `None` where a window meets positions that do not count the keys before them."""
-    first, runs = [0], []
+    first: list[int] = [0]
+    runs: list[Run] = []
     longest = row = 0
     for segment in segments:
-        for own in _rows(segment):
+        for own, rows in _rows(segment):
             count = sum(high - low for low, high in own)
             if window is not None and count > window:
-                if count != positions[row] + 1:
+                if any(count != position + 1 for position in positions[row : row + rows]):
                     return None
                 own, count = _last(own, window), window
-            runs.extend(own)
-            first.append(len(runs))
-            longest, row = max(longest, count), row + 1
-    return Paths(torch.tensor(first), torch.tensor(runs), longest)
+            runs.extend(own * rows)
+            first.extend(range(first[-1] + len(own), len(runs) + 1, len(own)) if own else [first[-1]] * rows)
+            longest, row = max(longest, count), row + rows
+    return Paths(_tensor(first), _tensor(runs), longest)
 
 
-def _rows(segment: Segment) -> list[list[Run]]:
-    """Runs of each row of a segment."""
+def _tensor(values: list[int] | list[Run]) -> Int[Tensor, ...]:
+    """By way of numpy, which reads lists faster."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
+def _rows(segment: Segment) -> list[tuple[list[Run], int]]:
+    """Runs of the rows of a segment, and how many rows in turn have them."""
     context = segment.memory.length
     held = list(segment.memory.runs(context + segment.span))
     if segment.canvas is not None:
-        return [held] * segment.rows
+        return [(held, segment.rows)]
     if segment.mask is None and segment.offsets is None:
-        return [_head(held, context + row + 1) for row in range(segment.rows)]
+        return [(_head(held, context + row + 1), 1) for row in range(segment.rows)]
     base = _head(held, context)
     scratch = _tail(held, context)
     if segment.mask is None:
@@ -62,7 +68,7 @@ def _rows(segment: Segment) -> list[list[Run]]:
         seen = [[(at, at + 1) for at in offsets[: row + 1]] for row in range(segment.rows)]
     else:
         seen = _stretches(segment.mask)
-    return [_joined(base, [run for low, high in own for run in _head(_tail(scratch, low), high - low)]) for own in seen]
+    return [(_joined(base, [run for low, high in own for run in _head(_tail(scratch, low), high - low)]), 1) for own in seen]
 
 
 def _stretches(mask: Bool[Tensor, "rows span"]) -> list[list[Run]]:

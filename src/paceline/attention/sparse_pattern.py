@@ -30,6 +30,7 @@ class BlockPattern:
         length: positions; the last block may be partial.
         index: the kept key blocks, ascending, filled up to the largest number with others.
         real: which entries of `index` are kept ones; `None` where all are.
+        counts: how many they are.
     """
 
     kept: Bool[Tensor, "heads blocks blocks"]
@@ -37,15 +38,16 @@ class BlockPattern:
     length: int
     index: Int[Tensor, "heads blocks most"]
     real: Bool[Tensor, "heads blocks most"] | None
+    counts: Int[Tensor, "heads blocks"]
 
     @classmethod
     def of(cls, kept: Bool[Tensor, "heads blocks blocks"], tile: int, length: int) -> BlockPattern:
         """From the kept blocks alone."""
-        counts = kept.sum(-1)
+        counts = kept.sum(-1).contiguous()
         most = int(counts.max())
         index = kept.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., :most].contiguous()
         real = torch.arange(most, device=kept.device) < counts[..., None]
-        return cls(kept, tile, length, index, None if bool(real.all()) else real)
+        return cls(kept, tile, length, index, None if bool(real.all()) else real, counts)
 
     @property
     def density(self) -> float:
@@ -55,7 +57,7 @@ class BlockPattern:
     @property
     def bytes(self) -> int:
         """Memory of what is held."""
-        held = (self.kept, self.index, self.real)
+        held = (self.kept, self.index, self.real, self.counts)
         return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     def cut(self, length: int) -> BlockPattern:

@@ -60,6 +60,9 @@ class Measuring:
         self.kept.density.append(pattern.density)
         return out
 
+    def pattern(self, layer: int, length: int) -> None:
+        """None, for every forward is to be measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured(Sparse):
@@ -67,8 +70,8 @@ class Measured(Sparse):
 
     kept: Kept = field(default_factory=Kept)
 
-    def attention(self, canvas: Canvas, view: MemoryView) -> SegmentAttention | None:
-        found = Sparse.attention(self, canvas, view)
+    def attention(self, canvas: Canvas, view: MemoryView, positions: Sequence[int] | None = None) -> SegmentAttention | None:
+        found = Sparse.attention(self, canvas, view, positions)
         late = canvas.steps >= (1 - LATE) * (canvas.length - canvas.prompt)
         return Measuring(found, self.kept) if late and isinstance(found, Following) else found
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from paceline.attention.sparse_pattern import BlockPattern
 
 GUARD = 512  # slots that pools extend behind the last one, so that a view padded or aligned up to this many keys stays inside
 
@@ -47,6 +50,9 @@ class SegmentAttention(Protocol):
         scale: float,
     ) -> Float[Tensor, "rows heads head_dim"]:
         """What the rows read; keys in logical order, rotated, those of the rows included."""
+
+    def pattern(self, layer: int, length: int) -> BlockPattern | None:
+        """The blocks that rows of a canvas of this length read, where that is all there is to it: then nobody need call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,6 @@ class DenoisingConfig:
                 self.refresh >= 0 and not (self.refresh and self.cache in ("none", "dkv-prefill")),
                 "0, or steps between refreshes of a cache that has them",
             ),
-            "attention": (self.attention == "dense" or self.cache == "none", "dense with a cache: caches feed few rows, and gain little"),
             "sparse_tile": (self.sparse_tile >= 0, "at least 0"),
             "sparse_keep": (0 <= self.sparse_keep <= 1, "a share from 0 to 1"),
             "sparse_skip": (0 <= self.sparse_skip <= 1, "a share from 0 to 1"),
@@ -200,12 +199,17 @@ def _policy(config: DenoisingConfig, spec: DiffusionSpec, rule: CommitRule) -> F
         if config.attention != "dense":
             raise UsageError("denoising option attention=sparsed: this model sees no blocks behind its own; use attention=dense")
         return Blocks(joined=config.store == "joined")
+    policy = _cached(config, spec, rule)
+    if config.attention == "dense":
+        return policy
+    schedule = getattr(rule, "schedule", None)
+    shape = (config.sparse_tile, config.sparse_keep, config.sparse_skip, config.sparse_full, config.sparse_select)
+    return Sparse(policy, *shape, schedule, config.sparse_heads, config.sparse_guided)
+
+
+def _cached(config: DenoisingConfig, spec: DiffusionSpec, rule: CommitRule) -> ForwardPolicy:
     if config.cache in ("dkv-decode", "dkv-prefill", "dkv-pd", "dkv-greedy"):
         around = (config.dkv_window, config.dkv_center, config.dkv_storable, config.dkv_walk)
         return delayed_policy(config.cache, spec, rule, config.refresh, *around)
-    if config.attention == "sparsed":
-        schedule = getattr(rule, "schedule", None)
-        shape = (config.sparse_tile, config.sparse_keep, config.sparse_skip, config.sparse_full, config.sparse_select)
-        return Sparse(Whole(), *shape, schedule, config.sparse_heads, config.sparse_guided)
     policies: dict[Cache, ForwardPolicy] = {"none": Whole(), "prefix": Prefix(config.refresh), "dual": Dual(config.refresh)}
     return policies[config.cache]

@@ -67,6 +67,7 @@ class FreeDaveConfig(DenoisingConfig):
             "cache": (self.cache in PURE, f"one of {', '.join(PURE)}: drafts need a cache that is frozen while a block is decided"),
             "refresh": (self.refresh == 0, "0: drafts need a cache that is frozen while a block is decided"),
             "mode": (self.mode != "tree" or self.attention == "dense", "batch or sequential: sparse patterns are for rows of one state"),
+            "attention": (self.attention == "dense" or self.cache == "none", "dense with a cache: patterns would be chosen amid drafts"),
             "eotp": (self.eotp == "off", "off: drafts need a canvas of fixed length"),
             "eager": (not self.eager or self.cache == "none", "false with a cache, which is frozen anew when a block begins"),
         }

@@ -1,16 +1,18 @@
 """SparseD: full attention in the first steps, then for each layer and head the blocks of keys that mattered there, chosen once.
 
-All positions are fed in all steps; attention alone gets cheaper.
+All positions are fed in all steps, unless a cache is asked for as well; attention alone gets cheaper.
 
 Source: SparseD (arXiv 2509.24014).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -81,12 +83,21 @@ class Choosing:
         own.layers[layer] = chosen
         return dense(query, keys, values, scale)
 
+    def pattern(self, layer: int, length: int) -> None:
+        """None yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """Attention to what the patterns keep."""
+    """Attention to what the patterns keep.
+
+    Args:
+        patterns: of the canvas.
+        positions: of the rows; `None` where all are fed.
+    """
 
     patterns: Patterns
+    positions: Sequence[int] | None = None
 
     def __call__(
         self,
@@ -96,10 +107,19 @@ class Following:
         values: Float[Tensor, "keys kv_heads head_dim"],
         scale: float,
     ) -> Float[Tensor, "rows heads head_dim"]:
-        """Of all positions of the canvas."""
+        """Every row by its own block of queries; positions that are not fed stand empty among them."""
+        pattern = self.pattern(layer, len(keys))
+        if self.positions is None:
+            return block_sparse(query, keys, values, pattern, scale)
+        where = torch.as_tensor(self.positions, device=query.device)
+        wide = query.new_zeros(len(keys), *query.shape[1:]).index_copy_(0, where, query)
+        return block_sparse(wide, keys, values, pattern, scale)[where]
+
+    def pattern(self, layer: int, length: int) -> BlockPattern:
+        """Of a canvas that may have become shorter."""
         layers = self.patterns.layers
-        layers[layer] = layers[layer].cut(len(keys))
-        return block_sparse(query, keys, values, layers[layer], scale)
+        layers[layer] = layers[layer].cut(length)
+        return layers[layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +127,8 @@ class Sparse:
     """A forward policy whose rows see less, once an answer's first steps are over.
 
     Args:
-        inner: which rows are computed; all of them.
+        inner: which rows are computed. Where it leaves some out, the first forward that feeds all of them chooses, from the step on that
+            would.
         tile: positions per block of a pattern; 0 takes 32, or 128 for canvases of 4,096 and more.
         keep: share of blocks that are read; 0 takes 0.5, or 0.3 for those.
         skip: share of an answer's steps before the one that chooses; they attend to everything, and so does that one. Where a rule plans no
@@ -136,18 +157,19 @@ class Sparse:
 
     def look(self, canvas: Canvas, view: MemoryView, room: int) -> Look:
         look = self.inner.look(canvas, view, room)
-        return replace(look, segment=replace(look.segment, attention=self.attention(canvas, view)))
+        positions = None if len(look.positions) == canvas.length else look.positions
+        return replace(look, segment=replace(look.segment, attention=self.attention(canvas, view, positions)))
 
-    def attention(self, canvas: Canvas, view: MemoryView) -> SegmentAttention | None:
-        """What the next forward's rows attend with; the usual attention in the first steps."""
+    def attention(self, canvas: Canvas, view: MemoryView, positions: Sequence[int] | None = None) -> SegmentAttention | None:
+        """What the next forward's rows, all or at these positions, attend with; the usual attention in the first steps."""
         if canvas.steps < self.chooses(canvas):
             return None
         place = id(view) if self.guided == "own" else SHARED
         known: Patterns | None = canvas.patterns.get(place)
         if known is not None and known.length >= canvas.length:
-            return Following(known)
-        if known is not None and known.owner != id(view):
-            return None  # the canvas with the prompt chooses in this forward
+            return Following(known, positions)
+        if positions is not None or (known is not None and known.owner != id(view)):
+            return None  # a later forward chooses, or in this one the canvas with the prompt
         long = canvas.length >= LONG
         tile = self.tile or (LONG_TILE if long else SHORT_TILE)
         keep = self.keep or (LONG_KEEP if long else SHORT_KEEP)

@@ -3,7 +3,7 @@
  * A key's place in its block of 16 is its place on the path, and every sum runs along the path, so bits depend on the path alone. For that
  * reason this file is not compiled with -ffast-math.
  */
-#include "attend.h"
+#include "attend_tiles.h"
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t order __attribute__((vector_size(4 * LANES)));
@@ -63,7 +63,7 @@ INLINE void score_shape(const float *query, const stretch *keys, float *scores, 
             for (int q = 0; q < queries; q++) part[q][place] = sum[q];
         }
 #pragma GCC unroll 4
-        for (int q = 0; q < queries; q++) *(lanes *)(scores + q * room + start) = sums_of(part[q]);
+        for (int q = 0; q < queries; q++) *(lanes *)(scores + q * room + start - keys->start) = sums_of(part[q]);
     }
 }
 
@@ -80,7 +80,7 @@ INLINE void mix_shape(const float *weights, const stretch *values, float *sums, 
         for (int chunk = 0; chunk < chunks; chunk++) {
             const lanes held = widen(value + chunk * LANES);
 #pragma GCC unroll 4
-            for (int q = 0; q < queries; q++) sum[q][chunk] += weights[q * room + at] * held;
+            for (int q = 0; q < queries; q++) sum[q][chunk] += weights[q * room + at - values->start] * held;
         }
     }
 #pragma GCC unroll 4
@@ -106,6 +106,10 @@ INLINE void mix_shape(const float *weights, const stretch *values, float *sums, 
     }
 
 void score(const float *query, const stretch *keys, float *scores, int64_t room, int64_t queries) {
+    if (tiled_heads(keys->dim)) {
+        score_tiles(query, keys, scores, room, queries);
+        return;
+    }
     const int width = (int)(keys->dim / LANES);
 #define CALL(chunks, number) score_shape(query, keys, scores, room, chunks, number)
     SHAPES(CALL, width)
@@ -113,6 +117,10 @@ void score(const float *query, const stretch *keys, float *scores, int64_t room,
 }
 
 void mix(const float *weights, const stretch *values, float *sums, int64_t room, int64_t queries) {
+    if (tiled_heads(values->dim)) {
+        mix_tiles(weights, values, sums, room, queries);
+        return;
+    }
     const int width = (int)(values->dim / LANES);
 #define CALL(chunks, number) mix_shape(weights, values, sums, room, chunks, number)
     SHAPES(CALL, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -48,12 +49,18 @@ class CTurn(ctypes.Structure):
     _fields_ = (("cosine", POINTER), ("sine", POINTER), ("dims", INTEGER))
 
 
+class CPattern(ctypes.Structure):
+    """`pattern` of decode.c."""
+
+    _fields_ = (("index", POINTER), ("counts", POINTER), ("blocks", INTEGER), ("most", INTEGER), ("tile", INTEGER))
+
+
 class CStep(ctypes.Structure):
     """`step` of decode.c."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("hidden", "work", "slots", "positions", "paths", "turns")),
-        *((name, INTEGER) for name in ("rows", "real", "width", "longest")),
+        *((name, POINTER) for name in ("hidden", "work", "slots", "positions", "paths", "turns", "gangs", "patterns")),
+        *((name, INTEGER) for name in ("rows", "real", "width", "longest", "ganged", "kinds")),
     )
 
 
@@ -102,8 +109,10 @@ class Fused:
         }.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = signature, None
-        loaded.native.restype = INTEGER
+        loaded.native.restype = loaded.gangs.restype = INTEGER
+        loaded.gangs.argtypes = [INTEGER]
         self.native = bool(loaded.native())  # whether the processor multiplies this type as it is stored
+        self.gangs: Callable[[int], int] = loaded.gangs  # whether rows of heads this wide may follow patterns
         self._run, self._normalize, self._product = loaded.run, loaded.normalize, loaded.product
 
     def product(self, x: Float[Tensor, "*rows inputs"], panels: Panels) -> Float[Tensor, "*rows outputs"]:

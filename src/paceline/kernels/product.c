@@ -6,6 +6,7 @@
  * -ffast-math.
  */
 #include "product.h"
+#include "product_tiles.h"
 #if __AVX512F__
 #include <immintrin.h>
 #endif
@@ -101,6 +102,10 @@ static void stripe(const linear *layer, const element *x, element *out, int64_t 
 
 /* out = x W^T + bias for panels from `panel` up to `stop`. */
 void multiply(const linear *layer, const element *x, element *out, int64_t rows, int64_t panel, int64_t stop) {
+    if (tiled(layer)) {
+        multiply_tiles(layer, x, out, rows, panel, stop);
+        return;
+    }
     const int64_t across = rows <= FEW ? 2 : ACROSS;
     for (; panel < stop; panel += GROUP) {
         const int64_t last = panel + GROUP < stop ? panel + GROUP : stop;

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import Array, addressof
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from paceline.attention.gangs import Gangs, gangs
 from paceline.attention.paths import Paths, paths
+from paceline.attention.sparse_pattern import BlockPattern
 from paceline.core.batch import TapRequest
-from paceline.kernels.fused import LANES, WIDEST_HEAD, CLayer, CLinear, CPath, CStep, CTurn, Fused
+from paceline.kernels.fused import LANES, WIDEST_HEAD, CLayer, CLinear, CPath, CPattern, CStep, CTurn, Fused
 from paceline.models.config import DecoderConfig
 from paceline.models.layers import Attention, FeedForward, RMSNorm, Step
 from paceline.models.linear import Linear
@@ -32,6 +35,19 @@ def fusable(config: DecoderConfig) -> bool:
         and layer.feed_forward.activation == "silu"
         for layer in config.layers
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What the rows of a step see.
+
+    Args:
+        paths: of each window.
+        gangs: rows that see some blocks of theirs only.
+    """
+
+    paths: Sequence[Paths]
+    gangs: Gangs
 
 
 class Stack:
@@ -51,22 +67,30 @@ class Stack:
             _fill(filled, *parts)
             filled.path, filled.turn = self.windows.index(parts[1].spec.window), turn
         width = self.layers[0].qkv.inputs
+        plain = self.windows == [None] and not any(layer.softcap for layer in self.layers)
+        self.patterned = plain and all(kernels.gangs(layer.dim) for layer in self.layers)  # whether rows may follow patterns
         self.work = 2 * width + max(max(layer.out.inputs, layer.down.inputs) for layer in self.layers)
         self.work += max(max(layer.qkv.outputs, layer.gate_up.outputs) for layer in self.layers)
 
-    def views(self, step: Step) -> list[Paths] | None:
-        """Paths of the step's rows for each window, or `None` where only the usual layers can do what is asked."""
-        if _inside(step.wanted) or step.plan.own:
+    def views(self, step: Step) -> Views | None:
+        """What the step's rows see, or `None` where only the usual layers can do what is asked."""
+        if _inside(step.wanted):
             return None
+        some = Gangs(torch.empty(0, 4, dtype=torch.int64), ())
+        if step.plan.own:
+            found_gangs = gangs(step.plan.segments, len(self.layers)) if self.patterned else None
+            if found_gangs is None:
+                return None
+            some = found_gangs
         found = []
         for window in self.windows:
             seen = paths(step.plan.segments, step.plan.positions, window)
             if seen is None:
                 return None
             found.append(seen)
-        return found
+        return Views(found, some)
 
-    def run(self, hidden: Float[Tensor, "rows width"], step: Step, views: Sequence[Paths], chosen: range) -> Float[Tensor, "rows width"]:
+    def run(self, hidden: Float[Tensor, "rows width"], step: Step, views: Views, chosen: range) -> Float[Tensor, "rows width"]:
         """Hidden states behind the chosen layers; inputs of layers are tapped on the way."""
         hidden = hidden.clone(memory_format=torch.contiguous_format)  # updated in place
         rows, write = len(hidden), step.plan.write
@@ -75,14 +99,19 @@ class Stack:
             layer, keys = layers[index], step.keys[index]
             layer.keys, layer.values, layer.slot_stride = keys.data_ptr(), step.values[index].data_ptr(), keys.stride(0)
         slots = torch.arange(write.start, write.stop) if isinstance(write, slice) else write
-        longest = max(view.longest for view in views)
+        longest = max(view.longest for view in views.paths)
         # the tensors behind the pointers must outlive the call, so each has a name
         work = hidden.new_empty(rows * self.work)
-        seen = (CPath * len(views))(*(CPath(view.first.data_ptr(), view.runs.data_ptr()) for view in views))
+        seen = (CPath * len(views.paths))(*(CPath(view.first.data_ptr(), view.runs.data_ptr()) for view in views.paths))
+        kinds = views.gangs.kinds
+        follow = [_pattern(own[layer]) for layer in range(len(self.layers)) for own in kinds]
+        patterns = (CPattern * len(follow))(*follow)
         factors = [table.factors for table in step.tables]
         turns = (CTurn * len(factors))(*(CTurn(turn.cos.data_ptr(), turn.sin.data_ptr(), turn.cos.shape[-1]) for turn in factors))
         given = CStep(hidden.data_ptr(), work.data_ptr(), slots.data_ptr(), step.positions.data_ptr(), addressof(seen), addressof(turns))
+        given.gangs, given.patterns = views.gangs.rows.data_ptr(), addressof(patterns)
         given.rows, given.real, given.width, given.longest = rows, len(slots), hidden.shape[1], longest
+        given.ganged, given.kinds = len(views.gangs.rows), len(kinds)
         start = chosen.start
         for index in sorted(step.wanted.layer_inputs.intersection(chosen)):
             self.kernels.run(layers, range(start, index), given)
@@ -102,6 +131,11 @@ def _fill(layer: CLayer, mixer_norm: RMSNorm, mixer: Attention, feed_norm: RMSNo
         layer.query_gain, layer.key_gain, layer.head_floor = _gain(mixer.q_norm), _gain(mixer.k_norm), mixer.q_norm.floor_square
     layer.heads, layer.kv_heads, layer.dim = spec.heads, spec.kv_heads, spec.head_dim
     layer.scale, layer.softcap = spec.scale, spec.softcap or 0.0
+
+
+def _pattern(pattern: BlockPattern) -> CPattern:
+    _, blocks, most = pattern.index.shape
+    return CPattern(pattern.index.data_ptr(), pattern.counts.data_ptr(), blocks, most, pattern.tile)
 
 
 def _struct(part: Linear | None) -> CLinear:
