@@ -5,8 +5,10 @@
     python benchmarks/sparsed.py --part quality --models needles             # eight needles in prompts of 512 tokens: ten minutes
     python benchmarks/sparsed.py --part text --model pocket-dlm --prompts 16 --rounds 1 --pictures docs/assets
 
-Part `speed` runs a two-layer model with random weights of the shape of `pocket-dlm`. Forwards are timed with weights as checkpoints store
-them and packed as loading packs them, and the length from which sparse attention wins is judged by the faster of the two on either side.
+Part `speed` runs a two-layer model with random weights of the shape of `pocket-dlm`. Forwards are timed in float32, with weights as
+checkpoints store them and packed as loading packs them, and in bf16, packed; the length from which sparse attention wins is judged within
+a type, by the faster of the two on either side. `kernel` says how sparse attention is computed: by torch over gathered blocks, or in the
+kernel of all layers, span by span.
 `answer` is what a whole answer of 128 steps would gain: 20 % of its forwards are full, and the last of those chooses the patterns.
 
 Part `quality` decodes tasks with models trained on the spot: `weak` and `good` sort and reverse (34 positions, pattern blocks of two),
@@ -48,6 +50,7 @@ from paceline.engine.load import load
 STEPS = 6  # forwards of every timed answer
 ANSWER_STEPS, SKIP = 128, 0.2  # of the answer that `answer` stands for
 LAYERS = 2
+FORMS = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True))  # weights as stored or packed
 PARTS = ("both", "quality", "speed", "text")
 TEXT_TILE = 16
 TEXT = (
@@ -59,24 +62,23 @@ TEXT = (
 
 
 def speed_rows(lengths: Sequence[int], tile: int, keep: float, rounds: int, seed: int, console: Console) -> list[dict[str, Any]]:
-    """Time forwards of both kinds in turn, and attention alone."""
+    """Time forwards of both kinds in turn, and attention alone where it is a call of its own."""
     found = []
-    for packed in (False, True):
-        model = load(
-            random_denoiser(max(lengths), layers=LAYERS, pack=packed, seed=seed), "static", device="cpu", kv_tokens=64, pack=packed
-        )
+    for dtype, packed in FORMS:
+        made = random_denoiser(max(lengths), layers=LAYERS, pack=packed, seed=seed, dtype=dtype)
+        model = load(made, "static", device="cpu", kv_tokens=64, pack=packed)
+        fused = made.stack is not None and made.stack.patterned
+        form = {"weights": "packed" if packed else "plain", "type": str(dtype).removeprefix("torch.")}
         for length in lengths:
-            with console.status(f"{length} positions, {'packed' if packed else 'plain'} weights"):
-                row: dict[str, Any] = {
-                    "positions": length,
-                    "weights": "packed" if packed else "plain",
-                    "tile": tile,
-                    **_forwards(model, length, tile, keep, rounds),
-                }
+            with console.status(f"{length} positions, {form['weights']} {form['type']} weights"):
+                row: dict[str, Any] = {"positions": length, **form, "tile": tile, **_forwards(model, length, tile, keep, rounds)}
+                row["kernel"] = "spans" if fused else kernel_for(torch.device("cpu"))
                 row |= _attention(model, length, tile, keep, rounds, seed)
+                if fused:
+                    row["attention"] = None  # it is no call of its own there
             full = int(ANSWER_STEPS * SKIP)
             whole = full * row["dense"] + row["choosing"] + (ANSWER_STEPS - full - 1) * row["sparse"]
-            found.append(row | {"answer": ANSWER_STEPS * row["dense"] / whole})
+            found.append(row | {"forward": row["dense"] / row["sparse"], "answer": ANSWER_STEPS * row["dense"] / whole})
     return found
 
 
@@ -132,13 +134,15 @@ def _attention(model: LLM, length: int, tile: int, keep: float, rounds: int, see
     }
 
 
-def wins_from(rows: Sequence[Mapping[str, Any]], sparse: str) -> int | None:
-    """The shortest length from which the fastest sparse run beats the fastest dense one at every length measured.
+def wins_from(rows: Sequence[Mapping[str, Any]], sparse: str, dtype: str) -> int | None:
+    """The shortest length from which the fastest sparse run beats the fastest dense one of its type at every length measured.
 
     Args:
         sparse: field with seconds of the sparse side.
+        dtype: of the weights.
     """
     start = None
+    rows = [row for row in rows if row["type"] == dtype]
     for length in sorted({row["positions"] for row in rows}):
         here = [row for row in rows if row["positions"] == length]
         won = min(row[sparse] for row in here) < min(row["dense"] for row in here)
@@ -160,11 +164,11 @@ def _milliseconds(name: str) -> Column:
 
 SPEED = [
     Column("positions", "positions"),
-    Column("weights", "weights", numeric=False),
+    *(Column(name, name, numeric=False) for name in ("type", "weights", "kernel")),
     Column("density", lambda row: f"{row['density']:.2f}"),
     *(_milliseconds(name) for name in ("dense", "choosing", "sparse")),
-    Column("forward", lambda row: f"{row['dense'] / row['sparse']:.2f}x"),
-    Column("attention alone", lambda row: f"{row['attention']:.2f}x"),
+    Column("forward", lambda row: f"{row['forward']:.2f}x"),
+    Column("attention alone", lambda row: "" if row["attention"] is None else f"{row['attention']:.2f}x"),
     Column("answer", lambda row: f"{row['answer']:.2f}x"),
     Column("patterns, kB per layer", lambda row: f"{row['pattern_bytes'] / 1000:.0f}"),
 ]
@@ -218,10 +222,10 @@ def main(
         wins: dict[str, int | None] = {}
         if part in ("both", "speed"):
             speed = speed_rows(sizes, tile, keep, turns, seed, console)
-            kernel = kernel_for(torch.device("cpu"))
-            console.print(render_table(f"forwards over whole canvases, {LAYERS} layers, kernel {kernel}, medians of {turns}", SPEED, speed))
+            console.print(render_table(f"forwards over whole canvases, {LAYERS} layers, medians of {turns}", SPEED, speed))
             answers = [row | {"whole": row["dense"] / row["answer"]} for row in speed]
-            wins = {"forward": wins_from(speed, "sparse"), "answer": wins_from(answers, "whole")}
+            for dtype in dict.fromkeys(row["type"] for row in speed):
+                wins |= {f"{dtype} forward": wins_from(speed, "sparse", dtype), f"{dtype} answer": wins_from(answers, "whole", dtype)}
             told = ", ".join(f"{what}: {start or 'at none of these lengths'}" for what, start in wins.items())
             console.print(f"sparse attention wins from (positions): {told}")
         if part in ("both", "quality"):

@@ -13,7 +13,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-pthread", "-fPIC")
 STRICT = ("pool.c", "amx.c", "product.c", "product_tiles.c", "attend.c", "attend_tiles.c")
-DECODE: dict[str, tuple[str, ...]] = {"decode.c": ("-ffast-math",), **dict.fromkeys(STRICT, ())}  # sources with the flags of their own
+DECODE: dict[str, tuple[str, ...]] = {**dict.fromkeys(("decode.c", "attention.c"), ("-ffast-math",)), **dict.fromkeys(STRICT, ())}
 LIBRARIES: dict[str, tuple[dict[str, tuple[str, ...]], tuple[str, ...]]] = {  # sources, and flags of all of them
     "decode-f32": (DECODE, ("-DBF16=0",)),
     "decode-bf16": (DECODE, ("-DBF16=1",)),

@@ -27,7 +27,7 @@ class CLinear(ctypes.Structure):
 
 
 class CLayer(ctypes.Structure):
-    """`layer` of decode.c."""
+    """`layer` of decode.h."""
 
     _fields_ = (
         *((name, CLinear) for name in ("qkv", "out", "gate_up", "down")),
@@ -38,25 +38,25 @@ class CLayer(ctypes.Structure):
 
 
 class CPath(ctypes.Structure):
-    """`path` of decode.c."""
+    """`path` of decode.h."""
 
     _fields_ = (("first", POINTER), ("runs", POINTER))
 
 
 class CTurn(ctypes.Structure):
-    """`turn` of decode.c."""
+    """`turn` of decode.h."""
 
     _fields_ = (("cosine", POINTER), ("sine", POINTER), ("dims", INTEGER))
 
 
 class CPattern(ctypes.Structure):
-    """`pattern` of decode.c."""
+    """`pattern` of decode.h."""
 
     _fields_ = (("index", POINTER), ("counts", POINTER), ("blocks", INTEGER), ("most", INTEGER), ("tile", INTEGER))
 
 
 class CStep(ctypes.Structure):
-    """`step` of decode.c."""
+    """`step` of decode.h."""
 
     _fields_ = (
         *((name, POINTER) for name in ("hidden", "work", "slots", "positions", "paths", "turns", "gangs", "patterns")),
