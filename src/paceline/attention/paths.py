@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from paceline.core.batch import Segment
 
 Run = tuple[int, int]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,12 @@ def paths(segments: Sequence[Segment], positions: Sequence[int], window: int | N
     runs: list[Run] = []
     longest = row = 0
     for segment in segments:
+        tree = _tree(segment) if window is None else None
+        if tree is not None:
+            first.extend((tree[0] + len(runs)).tolist())
+            runs.extend(tree[1].tolist())
+            longest, row = max(longest, tree[2]), row + segment.rows
+            continue
         for own, rows in _rows(segment):
             count = sum(high - low for low, high in own)
             if window is not None and count > window:
@@ -46,6 +54,30 @@ def paths(segments: Sequence[Segment], positions: Sequence[int], window: int | N
             first.extend(range(first[-1] + len(own), len(runs) + 1, len(own)) if own else [first[-1]] * rows)
             longest, row = max(longest, count), row + rows
     return Paths(_tensor(first), _tensor(runs), longest)
+
+
+def _tree(segment: Segment) -> tuple[Ints, Ints, int] | None:
+    """A masked segment's rows at once: where each one's runs end, the runs, and most slots that a row sees. `None` where rows lie apart."""
+    if segment.mask is None:
+        return None
+    context = segment.memory.length
+    held = segment.memory.runs(context + segment.span)
+    base, scratch = _head(held, context), _tail(held, context)
+    row, low, high = _edges(segment.mask)
+    begins = np.diff(row, prepend=-1) > 0
+    if len(scratch) != 1 or begins.sum() < segment.rows:
+        return None
+    start = scratch[0][0]
+    runs = np.stack([low + start, high + start], 1)
+    if base and base[-1][1] == start and not low[begins].all():
+        if low[begins].any():
+            return None
+        runs[begins, 0] = base.pop()[0]  # everybody goes on where the context ends
+    if base:
+        owner = np.concatenate([np.repeat(np.arange(segment.rows), len(base)), row])
+        runs = np.concatenate([np.tile(np.array(base), (segment.rows, 1)), runs])[np.argsort(owner, kind="stable")]
+    ends = np.cumsum(np.bincount(row, minlength=segment.rows) + len(base))
+    return ends, runs, context + int(np.bincount(row, high - low).max())
 
 
 def _tensor(values: list[int] | list[Run]) -> Int[Tensor, ...]:
@@ -71,12 +103,17 @@ def _rows(segment: Segment) -> list[tuple[list[Run], int]]:
     return [(_joined(base, [run for low, high in own for run in _head(_tail(scratch, low), high - low)]), 1) for own in seen]
 
 
-def _stretches(mask: Bool[Tensor, "rows span"]) -> list[list[Run]]:
-    """Visible columns of each row as half-open ranges."""
+def _edges(mask: Bool[Tensor, "rows span"]) -> tuple[Ints, Ints, Ints]:
+    """Stretches of visible columns as half-open ranges, row by row: row, low and high of each."""
     edges = np.diff(mask.cpu().numpy().view(np.int8), axis=1, prepend=0, append=0)
-    rows, columns = (found.tolist() for found in edges.nonzero())
+    rows, columns = edges.nonzero()
+    return rows[::2], columns[::2], columns[1::2]
+
+
+def _stretches(mask: Bool[Tensor, "rows span"]) -> list[list[Run]]:
+    """The same, a list for each row."""
     seen: list[list[Run]] = [[] for _ in range(len(mask))]
-    for row, low, high in zip(rows[::2], columns[::2], columns[1::2], strict=True):
+    for row, low, high in zip(*(found.tolist() for found in _edges(mask)), strict=True):
         seen[row].append((low, high))
     return seen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -155,7 +156,10 @@ class TokenTree:
 
     def ancestors(self) -> Bool[Tensor, "nodes nodes"]:
         """Row i is true at i and at every ancestor of i: what node i may attend to inside the tree (SpecInfer, sec. 4.2)."""
-        mask = torch.eye(len(self.token), dtype=torch.bool)
-        for node in range(1, len(self.token)):
-            mask[node] |= mask[self.parent[node]]
-        return mask
+        count = len(self.token)
+        seen: list[int] = []  # a bit per node
+        for node, parent in enumerate(self.parent):
+            seen.append(1 << node | (seen[parent] if node else 0))
+        width = -(-count // 8)
+        packed = np.frombuffer(b"".join(bits.to_bytes(width, "little") for bits in seen), dtype=np.uint8).reshape(count, width)
+        return torch.from_numpy(np.unpackbits(packed, axis=1, count=count, bitorder="little").view(np.bool_))
