@@ -44,6 +44,7 @@ def ways() -> list[str]:
 
 def main(
     model: Annotated[str, typer.Option(help="checkpoints, separated by commas")] = "pocket-dlm,pocket-dlm-block",
+    only: Annotated[str, typer.Option(help="static decoding, and ways that have this in their name")] = "",
     lengths: Annotated[str, typer.Option(help="most tokens of an answer")] = "64,128,256,512",
     batches: Annotated[str, typer.Option(help="answers decoded together")] = "1,8",
     questions: Annotated[int, typer.Option(help="half problems, half code")] = 8,
@@ -57,7 +58,9 @@ def main(
     console = Console(width=170)
     try:
         settings = TextSettings(numbers(lengths), numbers(batches), questions, rounds=rounds, seed=seed, judge=judge)
-        report_text(console, model.split(","), ways(), settings, name="denoising-grid", json=json, pictures=pictures)
+        first, *others = ways()
+        chosen = [first, *(way for way in others if only in way)]
+        report_text(console, model.split(","), chosen, settings, name="denoising-grid", json=json, pictures=pictures)
     except PacelineError as error:
         console.print(f"error: {error}", style="red")
         raise typer.Exit(error.exit_code) from None
