@@ -183,9 +183,7 @@ def quality(
 @app.command()
 def ablation(
     model: Model = "pocket-edit",
-    steps: Annotated[
-        int, typer.Option(help="full training steps' worth of tokens for each drafter; whole pairs fill steps less, so more are taken")
-    ] = 300,
+    steps: Annotated[int, typer.Option(help="full steps' worth of training tokens; whole pairs fill steps less, so more are taken")] = 300,
     pairs: Annotated[int, typer.Option(help="training pairs")] = 4000,
     sources: Annotated[int, typer.Option(help="held-out spans to draft for")] = 64,
     json: Json = None,
