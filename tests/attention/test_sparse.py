@@ -190,6 +190,6 @@ def test_patterns_of_a_canvas_cut_short() -> None:
 def test_sizes_and_kernels_are_told() -> None:
     query, keys, _ = drawn(64)
     pattern = pattern_of(query, keys, 16)
-    assert pattern.bytes == pattern.kept.numel() + 8 * pattern.index.numel()
+    assert pattern.bytes == pattern.kept.numel() + 8 * (pattern.index.numel() + pattern.counts.numel())
     assert kernel_for(torch.device("cpu")) == "gathered"
     assert kernel_for(torch.device("cuda")) == "flex"
