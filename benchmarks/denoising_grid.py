@@ -2,6 +2,7 @@
 
     python benchmarks/denoising_grid.py --json benchmarks/results --pictures docs/assets          # two hours on one core
     python benchmarks/denoising_grid.py --lengths 64 --batches 1 --questions 4                     # one cell: two minutes
+    python benchmarks/denoising_grid.py --drawn one.json --drawn other.json --pictures docs/assets # pictures of records
 
 Checkpoints are asked held-out problems and held-out code, as in `dllm_base.py --model`: forwards, tokens per second and speed up to the
 ends of text, answers identical to static decoding and edits away from it, problems solved, code that `ast.parse` reads, and its bits per
@@ -21,8 +22,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from paceline.bench.denoising_pareto import plot_pareto
 from paceline.bench.denoising_report import report_text
 from paceline.bench.denoising_text import TextSettings, numbers
+from paceline.bench.report import read_record
 from paceline.core.errors import PacelineError
 
 RULES = ("static", "static:algorithm=random", "threshold", "factor", "freedave", "localleap", "learn2pd")
@@ -51,12 +54,19 @@ def main(
     rounds: Annotated[int, typer.Option(help="times that every way has its turn")] = 1,
     judge: Annotated[str, typer.Option(help="autoregressive model that judges code")] = "pocket-code",
     pictures: Annotated[Path | None, typer.Option(help="folder for pictures of quality against speed")] = None,
+    drawn: Annotated[list[Path] | None, typer.Option(help="draw these records, all in one picture, and measure nothing")] = None,
     seed: Annotated[int, typer.Option(help="of problems and intervals")] = 0,
     json: Annotated[Path | None, typer.Option(help="write the record to this file, or under its own name to this folder")] = None,
 ) -> None:
     """Measure, print the table, and write a record with --json after every length and batch."""
     console = Console(width=170)
     try:
+        if drawn:
+            rows = [row for path in drawn for row in read_record(path)["rows"]]
+            name = f"denoising-grid-{Path(rows[0]['model']).name}"
+            for path in plot_pareto(rows, pictures or Path(), name):
+                console.print(f"wrote {path}", soft_wrap=True)
+            return
         settings = TextSettings(numbers(lengths), numbers(batches), questions, rounds=rounds, seed=seed, judge=judge)
         first, *others = ways()
         chosen = [first, *(way for way in others if only in way)]

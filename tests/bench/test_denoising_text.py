@@ -15,7 +15,7 @@ from rich.console import Console
 from paceline.bench.audit.margins import PlainPath
 from paceline.bench.audit.toy import toy_decoder
 from paceline.bench.denoising_judges import Judge, continues, edit_distance, parses
-from paceline.bench.denoising_pareto import MEASURES, front, mark_unbeaten, plot_pareto
+from paceline.bench.denoising_pareto import DISTINCT, MEASURES, front, mark_unbeaten, plot_pareto, styles_of
 from paceline.bench.denoising_questions import Question, code_prompts, marks, questions
 from paceline.bench.denoising_report import report_text
 from paceline.bench.denoising_text import TextSettings, fitting, numbers, open_text, text_rows
@@ -263,3 +263,24 @@ def test_what_cannot_be_asked(model: LLM) -> None:
         with pytest.raises(UsageError, match=next(iter(wrong))):
             TextSettings(**wrong)  # type: ignore[arg-type]
     assert fitting(model, ["static", "lookahead", "static:block=0"]) == (["static"], ["lookahead", "static:block=0"])
+
+
+def test_many_methods_look_like_what_they_are_made_of() -> None:
+    """Few have looks and legends of their own; of many, rules share colours, caches marks, and sparse attention is an outline."""
+    rules, caches = ("static", "threshold:threshold=0.8", "threshold", "factor"), ("none", "prefix", "dual", "dkv-decode")
+    methods = []
+    for rule in rules:
+        for cache in caches:
+            for attention in ("dense", "sparsed"):
+                options = [f"cache={cache}"] if cache != "none" else []
+                options += [f"attention={attention}"] if attention != "dense" else []
+                methods.append(rule + (":" if options and ":" not in rule else "," if options else "") + ",".join(options))
+    few = styles_of(methods[:DISTINCT])
+    assert len({(style.colour, style.marker) for style in few.values()}) == DISTINCT
+    assert [style.labels for style in few.values()] == [(method,) for method in methods[:DISTINCT]]
+    many = styles_of(methods)
+    assert len({style.colour for style in many.values()}) == 3
+    assert len({style.marker for style in many.values()}) == len(caches)
+    assert sum(style.hollow for style in many.values()) == len(methods) / 2
+    assert many["threshold:threshold=0.8,cache=dual,attention=sparsed"].labels == ("threshold", "cache=dual", "attention=sparsed")
+    assert many["static"].labels == ("static", "cache=none")

@@ -67,6 +67,8 @@ def _column(entry: str, row: Mapping[str, Any]) -> Column:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
     return "" if value is None else f"`{value}`" if isinstance(value, str) else str(value)
