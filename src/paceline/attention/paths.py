@@ -92,6 +92,9 @@ def _rows(segment: Segment) -> list[tuple[list[Run], int]]:
     if segment.canvas is not None:
         return [(held, segment.rows)]
     if segment.mask is None and segment.offsets is None:
+        if len(held) == 1:
+            low = held[0][0]
+            return [([(low, low + stop)], 1) for stop in range(context + 1, context + segment.rows + 1)]
         return [(_head(held, context + row + 1), 1) for row in range(segment.rows)]
     base = _head(held, context)
     scratch = _tail(held, context)
