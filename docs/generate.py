@@ -129,7 +129,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "../README.md": _tabled("../README.md"),
     **{
         f"{room}/{page.name}": _tabled(f"{room}/{page.name}")
-        for room in ("methods", "decisions")
+        for room in ("methods", "decisions", "how-to", "concepts")
         for page in sorted((DOCS / room).glob("*.md"))
     },
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 from paceline.bench.report import Column, markdown_table, read_record
 
-MARKED = re.compile(r"(<!-- table: (?P<spec>.*?) -->\n).*?(<!-- table end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table: (?P<spec>[^\n]*?) -->\n).*?(<!-- table end -->)", re.DOTALL)
 
 
 def with_tables(page: str, results: Path) -> str:
