@@ -14,11 +14,14 @@ from paceline.core.batch import ForwardBatch, Segment, SegmentAttention
 from paceline.denoising.sparsed import Following, Patterns
 from paceline.engine.runner import Runner, make_runner
 from paceline.kernels.build import library
+from paceline.kernels.fused import fused
 from paceline.memory.ledger import Ledger
 from paceline.models.config import AttentionSpec, DecoderConfig, FeedForwardSpec, LayerSpec, RopeSpec
 from paceline.models.decoder import Decoder
 
 pytestmark = pytest.mark.skipif(library("decode-f32") is None, reason="no C compiler on this machine: there are no kernels here")
+UNIT = fused(torch.bfloat16, torch.device("cpu"))
+needs_unit = pytest.mark.skipif(UNIT is None or not UNIT.gangs(64), reason="no matrix unit on this machine: patterns run layer by layer")
 TYPES = {torch.float32: 5e-5, torch.bfloat16: 6e-2}
 LAYERS, VOCABULARY = 2, 50
 
@@ -153,6 +156,7 @@ def canvas_logits(model: Decoder, length: int, attention: SegmentAttention | Non
     return runner.forward(ForwardBatch([*ids(20), *(tokens[row] for row in rows)], [*range(20), *rows], segments)).logits
 
 
+@needs_unit
 @pytest.mark.parametrize(("length", "tile"), [(300, 32), (257, 32), (300, 64), (96, 32), (20, 32)])
 def test_rows_follow_patterns(length: int, tile: int) -> None:
     model = decoder(torch.bfloat16)
@@ -163,6 +167,7 @@ def test_rows_follow_patterns(length: int, tile: int) -> None:
         assert not near(canvas_logits(model, length, None), expected, torch.bfloat16)
 
 
+@needs_unit
 def test_rows_that_are_fed_alone_follow_the_pattern_of_their_position() -> None:
     model, length = decoder(torch.bfloat16), 257
     fed = [0, 5, 31, 32, 33, *range(100, 140), 255, 256]

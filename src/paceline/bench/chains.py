@@ -100,7 +100,7 @@ class TableRunner:
         return ForwardResult(torch.stack([found[row] for row in wanted]), Taps())
 
     def _read(self, segment: Segment, ids: list[int], positions: list[int]) -> list[Tensor]:
-        memory: TableMemory = segment.memory  # type: ignore[assignment]
+        memory: TableMemory = segment.memory  # type: ignore[assignment]  # this runner's own kind
         offsets = list(segment.offsets if segment.offsets is not None else range(segment.rows))
         memory.scratch.update(zip(offsets, zip(ids, positions, strict=True), strict=True))
         laws = []

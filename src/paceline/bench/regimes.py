@@ -85,7 +85,7 @@ def contenders(regime: Regime, measure: int, seed: int) -> dict[str, Contender]:
     """Methods of 64 nodes each; the optimal static tree is planned from acceptance measured on `measure` tokens of another seed."""
 
     def dyspec(**options: object) -> Contender:
-        return lambda runner: DySpec(DySpecConfig(**options), runner, frozenset())  # type: ignore[arg-type]
+        return lambda runner: DySpec(DySpecConfig(**options), runner, frozenset())  # type: ignore[arg-type]  # checked by the config
 
     def planned(runner: TableRunner) -> Sequoia:
         scout = Sequoia(SequoiaConfig(NODES), TableRunner(regime.draft), frozenset())

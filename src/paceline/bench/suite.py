@@ -160,6 +160,7 @@ def run_bench(
         engines: list[Contender] = [each for method in settings.contenders for each in _method(target, helper, method, cell, settings)]
         engines += [PeerContender(peer) for peer in joined if peer.name in names]
         rows[:] = [row for row in rows if (row["workload"], row["batch"]) != (workload.name, batch)]
+        # Defaults bind this turn of the loop; mypy cannot infer such a lambda.
         rows += run_cell(cell, engines, lambda name, w=workload, b=batch: step(f"{w.name}, batch {b}: {name}"))  # type: ignore[misc]
         if path is not None:
             record.write(path)

@@ -55,7 +55,7 @@ class Compose:
         """For the parts whose taps ask for it."""
         for part in self.parts:
             if part.taps.prompt_logits:
-                part.observe_prompt(sequence, start, logits)  # type: ignore[attr-defined]
+                part.observe_prompt(sequence, start, logits)  # type: ignore[attr-defined]  # its taps ask for it
 
     def release(self, sequence: Sequence) -> None:
         for part in self.parts:

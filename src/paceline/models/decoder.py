@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         if self._tied_head is None:
             # not a submodule: its weight is already in the state dict
             self.__dict__["_tied_head"] = Linear.over(self.embed.weight)
-        return self.__dict__["_tied_head"]  # type: ignore[no-any-return]
+        return self.__dict__["_tied_head"]  # type: ignore[no-any-return]  # set just above
 
     def weight_bytes(self) -> int:
         """Bytes of all weights as they are held, packed copies included."""

@@ -90,7 +90,7 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _reordered(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]  # torch.ops has no types
 
 
 @cache
