@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from paceline.core.batch import Segment
 
 Run = tuple[int, int]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,100 +21,93 @@ class Paths:
 
     Args:
         first: runs of row r are `first[r] .. first[r + 1]`.
-        runs: half-open slot ranges.
+        runs: half-open slot ranges, two numbers each.
         longest: most slots that a row sees.
     """
 
-    first: Int[Tensor, " bounds"]
-    runs: Int[Tensor, "runs 2"]
+    first: array[int]
+    runs: array[int]
     longest: int
 
 
 def paths(segments: Sequence[Segment], positions: Sequence[int], window: int | None) -> Paths | None:
     """The paths of all rows, or `None` where a window meets positions that do not count the keys before them."""
     first: list[int] = [0]
-    runs: list[Run] = []
+    bounds: list[int] = []
     longest = row = 0
     for segment in segments:
-        tree = _tree(segment) if window is None else None
-        if tree is not None:
-            first.extend((tree[0] + len(runs)).tolist())
-            runs.extend(tree[1].tolist())
-            longest, row = max(longest, tree[2]), row + segment.rows
-            continue
-        for own, rows in _rows(segment):
-            count = sum(high - low for low, high in own)
+        for own, count, rows in _rows(segment):
             if window is not None and count > window:
                 if any(count != position + 1 for position in positions[row : row + rows]):
                     return None
                 own, count = _last(own, window), window
-            runs.extend(own * rows)
-            first.extend(range(first[-1] + len(own), len(runs) + 1, len(own)) if own else [first[-1]] * rows)
+            for _ in range(rows):
+                bounds.extend(own)
+                first.append(len(bounds) // 2)
             longest, row = max(longest, count), row + rows
-    return Paths(_tensor(first), _tensor(runs), longest)
+    return Paths(array("q", first), array("q", bounds), longest)
 
 
-def _tree(segment: Segment) -> tuple[Ints, Ints, int] | None:
-    """A masked segment's rows at once: where each one's runs end, the runs, and most slots that a row sees. `None` where rows lie apart."""
-    if segment.mask is None:
-        return None
-    context = segment.memory.length
-    held = segment.memory.runs(context + segment.span)
-    base, scratch = _head(held, context), _tail(held, context)
-    row, low, high = _edges(segment.mask)
-    begins = np.diff(row, prepend=-1) > 0
-    if len(scratch) != 1 or begins.sum() < segment.rows:
-        return None
-    start = scratch[0][0]
-    runs = np.stack([low + start, high + start], 1)
-    if base and base[-1][1] == start and not low[begins].all():
-        if low[begins].any():
-            return None
-        runs[begins, 0] = base.pop()[0]  # everybody goes on where the context ends
-    if base:
-        owner = np.concatenate([np.repeat(np.arange(segment.rows), len(base)), row])
-        runs = np.concatenate([np.tile(np.array(base), (segment.rows, 1)), runs])[np.argsort(owner, kind="stable")]
-    ends = np.cumsum(np.bincount(row, minlength=segment.rows) + len(base))
-    return ends, runs, context + int(np.bincount(row, high - low).max())
-
-
-def _tensor(values: list[int] | list[Run]) -> Int[Tensor, ...]:
-    """By way of numpy, which reads lists faster."""
-    return torch.from_numpy(np.array(values, dtype=np.int64))
-
-
-def _rows(segment: Segment) -> list[tuple[list[Run], int]]:
-    """Runs of the rows of a segment, and how many rows in turn have them."""
+def _rows(segment: Segment) -> Iterator[tuple[Sequence[int], int, int]]:
+    """Runs of the rows of a segment, bounds one after the other; how many slots they hold; and how many rows in turn have them."""
     context = segment.memory.length
     held = list(segment.memory.runs(context + segment.span))
     if segment.canvas is not None:
-        return [(held, segment.rows)]
-    if segment.mask is None and segment.offsets is None:
+        yield _bounds(held), context + segment.span, segment.rows
+    elif segment.tree is not None:
+        yield from _branches(_bounds(_head(held, context)), context, _tail(held, context), segment.parents)
+    elif segment.mask is None and segment.offsets is None:
         if len(held) == 1:
             low = held[0][0]
-            return [([(low, low + stop)], 1) for stop in range(context + 1, context + segment.rows + 1)]
-        return [(_head(held, context + row + 1), 1) for row in range(segment.rows)]
-    base = _head(held, context)
-    scratch = _tail(held, context)
+            for stop in range(context + 1, context + segment.rows + 1):
+                yield (low, low + stop), stop, 1
+        else:
+            for stop in range(context + 1, context + segment.rows + 1):
+                yield _bounds(_head(held, stop)), stop, 1
+    else:
+        yield from _masked(segment, _head(held, context), _tail(held, context))
+
+
+def _branches(
+    base: tuple[int, ...], context: int, scratch: Sequence[Run], parents: Sequence[int]
+) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Rows that each see what their parent sees and themselves.
+
+    Args:
+        base: runs of the `context` slots that all rows see.
+        scratch: runs that the rows are written to.
+    """
+    seen: list[tuple[tuple[int, ...], int]] = []
+    slots = [slot for low, high in scratch for slot in range(low, high)]
+    for slot, parent in zip(slots, parents, strict=True):
+        before, count = seen[parent] if parent >= 0 else (base, context)
+        own = (*before[:-1], slot + 1) if before and before[-1] == slot else (*before, slot, slot + 1)
+        seen.append((own, count + 1))
+        yield own, count + 1, 1
+
+
+def _masked(segment: Segment, base: list[Run], scratch: list[Run]) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Rows that see the runs of the context and, of the scratch, what a mask or offsets show."""
     if segment.mask is None:
         offsets = range(segment.rows) if segment.offsets is None else segment.offsets
         seen = [[(at, at + 1) for at in offsets[: row + 1]] for row in range(segment.rows)]
     else:
         seen = _stretches(segment.mask)
-    return [(_joined(base, [run for low, high in own for run in _head(_tail(scratch, low), high - low)]), 1) for own in seen]
+    for stretches in seen:
+        own = _joined(base, [run for low, high in stretches for run in _head(_tail(scratch, low), high - low)])
+        yield _bounds(own), sum(high - low for low, high in own), 1
 
 
-def _edges(mask: Bool[Tensor, "rows span"]) -> tuple[Ints, Ints, Ints]:
-    """Stretches of visible columns as half-open ranges, row by row: row, low and high of each."""
-    edges = np.diff(mask.cpu().numpy().view(np.int8), axis=1, prepend=0, append=0)
-    rows, columns = edges.nonzero()
-    return rows[::2], columns[::2], columns[1::2]
+def _bounds(runs: Sequence[Run]) -> tuple[int, ...]:
+    return tuple(bound for run in runs for bound in run)
 
 
 def _stretches(mask: Bool[Tensor, "rows span"]) -> list[list[Run]]:
-    """The same, a list for each row."""
+    """Stretches of visible columns of each row, as half-open ranges."""
+    edges = np.diff(mask.cpu().numpy().view(np.int8), axis=1, prepend=0, append=0)
+    rows, columns = edges.nonzero()
     seen: list[list[Run]] = [[] for _ in range(len(mask))]
-    for row, low, high in zip(*(found.tolist() for found in _edges(mask)), strict=True):
+    for row, low, high in zip(rows[::2].tolist(), columns[::2].tolist(), columns[1::2].tolist(), strict=True):
         seen[row].append((low, high))
     return seen
 
@@ -153,6 +144,7 @@ def _tail(runs: Sequence[Run], skip: int) -> list[Run]:
     return out
 
 
-def _last(runs: Sequence[Run], count: int) -> list[Run]:
-    """The last `count` slots."""
-    return _tail(runs, sum(high - low for low, high in runs) - count)
+def _last(bounds: Sequence[int], count: int) -> tuple[int, ...]:
+    """Bounds of the last `count` slots."""
+    runs = list(zip(bounds[::2], bounds[1::2], strict=True))
+    return _bounds(_tail(runs, sum(high - low for low, high in runs) - count))

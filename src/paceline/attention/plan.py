@@ -208,7 +208,7 @@ class AttentionPlan:
             window = None  # nobody can look back past the window yet
         if segment.canvas is not None and self.exact is None and window is None:
             return Reach(rows, keys, length, causal=False, mask=None)
-        whole = segment.mask is None and segment.offsets is None and segment.canvas is None
+        whole = segment.mask is None and segment.tree is None and segment.offsets is None and segment.canvas is None
         if self.exact is None and whole and window is None and (segment.rows == 1 or context == 0):
             return Reach(rows, keys, length, causal=segment.rows > 1, mask=None)
         padded = length if self.exact is None else -(-length // self.exact.key_block) * self.exact.key_block
@@ -219,10 +219,10 @@ class AttentionPlan:
         columns = slice(context, length) if segment.offsets is None else [context + offset for offset in segment.offsets]
         if segment.canvas is not None:
             visible[: segment.rows, context:length] = True
-        elif segment.mask is None:
+        elif (own := segment.visible()) is None:
             visible[: segment.rows, columns] = torch.ones(segment.rows, segment.rows, dtype=torch.bool).tril()
         else:
-            visible[: segment.rows, context:length] = segment.mask.to("cpu")
+            visible[: segment.rows, context:length] = own.to("cpu")
         if window is not None:
             visible[: segment.rows] &= key_positions(segment, positions, padded) > torch.tensor(positions)[:, None] - window
         mask = torch.zeros(height, padded, dtype=self.dtype).masked_fill_(~visible, float("-inf")).to(self.device)

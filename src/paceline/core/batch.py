@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from paceline.core.tree import TokenTree
 
 if TYPE_CHECKING:
     from paceline.attention.sparse_pattern import BlockPattern
@@ -62,8 +65,8 @@ class Segment:
     Args:
         memory: where the sequence's past lives; row j is written to logical slot `memory.length + offsets[j]`.
         rows: number of rows, all with slots reserved.
-        mask: which scratch slots each row sees; `None` is causal over the rows of the segment. Committed slots are visible to
-            every row (subject to a layer's window, counted in positions).
+        mask: which scratch slots each row sees; with neither mask nor tree it is causal over the rows of the segment. Committed slots
+            are visible to every row (subject to a layer's window, counted in positions).
         offsets: scratch offset of each row, strictly increasing; `None` is `0..rows`. Given when a tree grows by layers over
             earlier scratch rows, or when a range of layers computes only some rows. Unless `mask` says otherwise, scratch slots
             of absent rows stay invisible.
@@ -73,6 +76,8 @@ class Segment:
             then `None`. Bidirectional models keep their whole canvas there.
         cross: the source that an encoder-decoder's rows read beside their own past.
         attention: replaces the usual attention; with `canvas` only, in layers without window or soft cap.
+        tree: whose nodes the last rows are, behind causal ones: a node sees its ancestors and all that stands before the root. Instead of
+            `mask`, without `offsets`.
     """
 
     memory: MemoryView
@@ -83,6 +88,7 @@ class Segment:
     canvas: int | None = None
     cross: CrossView | None = None
     attention: SegmentAttention | None = None
+    tree: TokenTree | None = None
 
     @property
     def span(self) -> int:
@@ -90,6 +96,22 @@ class Segment:
         if self.canvas is not None:
             return self.canvas
         return self.rows if self.offsets is None else self.offsets[-1] + 1
+
+    @property
+    def parents(self) -> list[int]:
+        """The row that each row of a segment with a tree continues; -1 for the first."""
+        assert self.tree is not None
+        lead = self.rows - len(self.tree)
+        return [*range(-1, lead), *(lead + parent for parent in self.tree.parent[1:])]
+
+    def visible(self) -> Bool[Tensor, "rows span"] | None:
+        """Which scratch slots each row sees, where that is neither causal nor all of a canvas."""
+        if self.tree is None:
+            return self.mask
+        lead = self.rows - len(self.tree)
+        mask = torch.ones(self.rows, self.rows, dtype=torch.bool).tril()
+        mask[lead:, lead:] = self.tree.ancestors()
+        return mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,14 +43,8 @@ class Feed:
 
     def segment(self) -> Segment:
         """Rows and visibility: causal for the lead, ancestors within the tree."""
-        if self.tree is None or self.tree.is_chain:
-            return Segment(self.memory, self.rows, cross=self.cross)
-        import torch
-
-        lead, rows = len(self.lead), self.rows
-        mask = torch.ones(rows, rows, dtype=torch.bool).tril()
-        mask[lead:, lead:] = self.tree.ancestors()
-        return Segment(self.memory, rows, mask, cross=self.cross)
+        shape = None if self.tree is None or self.tree.is_chain else self.tree
+        return Segment(self.memory, self.rows, tree=shape, cross=self.cross)
 
     def kept_rows(self, accepted: Sequence[int]) -> list[int]:
         """Row offsets to commit: the lead, the root, and the accepted nodes."""

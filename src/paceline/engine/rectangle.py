@@ -151,7 +151,8 @@ class DenseRunner(Runner):
         own = visible[low - first : high - first]
         own[:, low:high] = np.tri(high - low, dtype=np.bool_)
         context = np.zeros(first + width, dtype=np.bool_)
-        if segment.mask is None:  # committed tokens; scratch of earlier forwards stays invisible
+        seen = segment.visible()
+        if seen is None:  # committed tokens; scratch of earlier forwards stays invisible
             for start, stop in cut(row.columns, 0, row.length):
                 context[start:stop] = True
             own |= context
@@ -159,7 +160,7 @@ class DenseRunner(Runner):
             tokens = np.concatenate([np.arange(start, stop) for start, stop in row.columns])
             own[:, low:high] = False
             own[:, tokens[: row.length]] = True
-            own[:, tokens[row.length : row.length + segment.span]] = segment.mask.cpu().numpy()
+            own[:, tokens[row.length : row.length + segment.span]] = seen.cpu().numpy()
         return visible
 
     def _key_positions(self, segment: Segment, row: DenseRow, own: Sequence[int], stop: int) -> list[int]:

@@ -102,7 +102,7 @@ class Stack:
         longest = max(view.longest for view in views.paths)
         # the tensors behind the pointers must outlive the call, so each has a name
         work = hidden.new_empty(rows * self.work)
-        seen = (CPath * len(views.paths))(*(CPath(view.first.data_ptr(), view.runs.data_ptr()) for view in views.paths))
+        seen = (CPath * len(views.paths))(*(CPath(view.first.buffer_info()[0], view.runs.buffer_info()[0]) for view in views.paths))
         kinds = views.gangs.kinds
         follow = [_pattern(own[layer]) for layer in range(len(self.layers)) for own in kinds]
         patterns = (CPattern * len(follow))(*follow)
