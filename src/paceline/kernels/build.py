@@ -17,7 +17,7 @@ DECODE: dict[str, tuple[str, ...]] = {**dict.fromkeys(("decode.c", "attention.c"
 LIBRARIES: dict[str, tuple[dict[str, tuple[str, ...]], tuple[str, ...]]] = {  # sources, and flags of all of them
     "decode-f32": (DECODE, ("-DBF16=0",)),
     "decode-bf16": (DECODE, ("-DBF16=1",)),
-    "law": ({"law.c": ()}, ()),
+    "law": ({"law.c": (), "judge.c": ()}, ()),
 }
 # Linking is a step of its own: a library linked under -ffast-math switches denormal numbers off for the whole process.
 LINK_FLAGS = ("-shared", "-pthread")

@@ -3,9 +3,9 @@
  * Every row is worked on by itself, in an order that depends on nothing but its width: its bits do not depend on rows beside it. For that
  * reason, and because NaN and infinity mean something here, this file is not compiled with -ffast-math.
  */
+#include "law.h"
 #include <math.h>
 #include <pthread.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,8 +63,7 @@ INLINE void put(float *row, int64_t at, int64_t width, lanes values) {
     memcpy(row + at, &values, sizeof(float) * (at + LANES <= width ? LANES : width - at));
 }
 
-/* Sum in float64. */
-static double mass(const float *row, int64_t width) {
+double mass(const float *row, int64_t width) {
     halves sums[2] = {{0}, {0}};
     for (int64_t at = 0; at < width; at += LANES) {
         lanes values = take(row, at, width, 0.0f);
@@ -173,13 +172,11 @@ static void divide(float *row, const float *weights, int64_t width, float by) {
 typedef struct {
     const float *logits;
     float *out;
-    int64_t rows, width, top_k, failed;
-    double top_p;
-    float temperature, min_p;
+    int64_t rows, width, failed;
+    const options *asked;
 } job;
 
-static void one(const job *asked, const float *logits, float *out, float *scores) {
-    const int64_t width = asked->width;
+void make_law(const float *logits, float *out, int64_t width, const options *asked, float *scores) {
     float *weights = scores + width, *room = weights + width;
     lanes best = (lanes){0} - INFINITY;
     marks wrong = {0};
@@ -218,7 +215,8 @@ static void *all(void *given) {
     job *asked = given;
     float *room = malloc(3 * sizeof(float) * asked->width);
     asked->failed = !room;
-    for (int64_t row = 0; room && row < asked->rows; row++) one(asked, asked->logits + row * asked->width, asked->out + row * asked->width, room);
+    for (int64_t row = 0; room && row < asked->rows; row++)
+        make_law(asked->logits + row * asked->width, asked->out + row * asked->width, asked->width, asked->asked, room);
     free(room);
     return NULL;
 }
@@ -232,12 +230,13 @@ int64_t laws(const float *logits, float *out, int64_t rows, int64_t width, float
     parts = parts > threads ? threads : parts;
     parts = parts > rows ? rows : parts;
     parts = parts > MOST ? MOST : parts < 1 ? 1 : parts;
+    const options asked = {top_k, top_p, temperature, min_p};
     job jobs[MOST];
     pthread_t helpers[MOST];
     int started[MOST] = {0};
     for (int64_t part = parts - 1; part >= 0; part--) {
         const int64_t first = part * rows / parts, stop = (part + 1) * rows / parts;
-        jobs[part] = (job){logits + first * width, out + first * width, stop - first, width, top_k, 0, top_p, temperature, min_p};
+        jobs[part] = (job){logits + first * width, out + first * width, stop - first, width, 0, &asked};
         started[part] = part && !pthread_create(&helpers[part], NULL, all, &jobs[part]);
         if (!started[part]) all(&jobs[part]);
     }
@@ -248,7 +247,6 @@ int64_t laws(const float *logits, float *out, int64_t rows, int64_t width, float
     return failed;
 }
 
-/* First index at which the running sum in float64 exceeds `number` times the whole; the width where there is none. */
 int64_t draw(const float *law, int64_t width, double number) {
     double whole = 0, sum = 0;
     for (int pass = 0; pass < 2; pass++)
@@ -262,7 +260,6 @@ int64_t draw(const float *law, int64_t width, double number) {
     return width;
 }
 
-/* The same of a row in float64. */
 int64_t draw_wide(const double *law, int64_t width, double number) {
     double whole = 0, sum = 0;
     for (int64_t at = 0; at < width; at++) whole += law[at];

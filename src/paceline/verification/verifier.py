@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from paceline.core.sampling import Sampling
 from paceline.core.transform import INVALID, argmax_ids
 from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import TokenLogprob, Verdict
+from paceline.verification.compiled import path, walked
 from paceline.verification.logprobs import token_logprobs
 from paceline.verification.rejection import Rejection
 from paceline.verification.rows import Processors, TreeRows
@@ -117,23 +119,37 @@ class Verifier:
         return verdicts
 
     def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
-        rows = TreeRows(sequences, trees, logits, self._processors, self.keeps_laws)
+        compiled = walked(sequences, trees, logits, self._rejects)
+        paths = {index: path(trees[index], answer) for index, answer in compiled.items()}
+        scored = [index for index, sequence in enumerate(sequences) if sequence.request.sampling.logprobs is not None]
+        logprobs: Mapping[int, tuple[TokenLogprob, ...]] = {}
+        laws: dict[int, Float[Tensor, " vocabulary"]] = {}
+        if len(paths) < len(trees) or scored:
+            rows = TreeRows(sequences, trees, logits, self._processors, self.keeps_laws)
+            paths.update(self._interpreted(rows, [index for index in range(len(trees)) if index not in paths]))
+            logprobs, laws = self._logprobs(rows, {index: paths[index] for index in scored}), rows.laws
+        if self.keeps_laws:
+            starts = list(accumulate(map(len, trees), initial=0))
+            for index, answer in compiled.items():
+                laws.update(zip((starts[index] + node for node in answer.reached), answer.laws, strict=True))
+            self._laws = laws
+        return [Verdict(*paths[index], logprobs.get(index, ())) for index in range(len(trees))]
+
+    def _interpreted(self, rows: TreeRows, members: Many[int]) -> dict[int, Path]:
+        """Paths of some of the trees by the rules in Python."""
         kinds: dict[bool, list[int]] = {False: [], True: []}
         paths: dict[int, Path] = {}
-        for index, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
-            if tree.tolerance is not None and sequence.request.sampling.greedy:
+        for index in members:
+            sampling, tree = rows.sequences[index].request.sampling, rows.trees[index]
+            if tree.tolerance is not None and sampling.greedy:
                 paths[index] = tolerated(rows, index)
             else:
-                kinds[self._rejects(sequence.request.sampling, tree)].append(index)
+                kinds[self._rejects(sampling, tree)].append(index)
         if kinds[False]:
             paths.update(zip(kinds[False], matched(rows, kinds[False]), strict=True))
         if kinds[True]:
             paths.update(zip(kinds[True], Rejection(rows, kinds[True]).paths(), strict=True))
-        scored = {index: path for index, path in paths.items() if sequences[index].request.sampling.logprobs is not None}
-        logprobs = self._logprobs(rows, scored)
-        if self.keeps_laws:
-            self._laws = rows.laws
-        return [Verdict(*paths[index], logprobs.get(index, ())) for index in range(len(trees))]
+        return paths
 
     def _rejects(self, sampling: Sampling, tree: TokenTree) -> bool:
         if sampling.greedy or self.coupled or self.rule == "match":
