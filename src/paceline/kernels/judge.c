@@ -27,7 +27,7 @@ typedef struct {
     int64_t nodes, drawn, replacement, rejects; /* `rejects`: recursive rejection; else sample and match */
     uint64_t seed;
     int64_t position; /* of the token decided at the root */
-    float *laws; /* room for the laws of the nodes that are reached, as many as the tree is deep, and one more */
+    float *laws; /* room for the laws of the nodes that are reached, as many as the tree is deep, and one more; NULL if nobody wants them */
     int64_t *reached, *accepted; /* likewise */
     int64_t depth, token_behind; /* found: how many nodes were reached, and the token that follows the accepted ones */
 } question;
@@ -47,7 +47,7 @@ static double number(const question *q, int64_t depth, uint64_t purpose, uint64_
 /* The law at a node, as the next one that was reached; NULL where there is none. */
 static const float *law_at(question *q, int64_t node, float *room) {
     const int64_t width = q->width;
-    float *law = q->laws + q->depth * width, *wide = room + 3 * width;
+    float *wide = room + 3 * width, *law = q->laws ? q->laws + q->depth * width : wide + width;
     const float *logits = (const float *)q->logits + node * width;
     if (q->half) {
         const uint16_t *given = (const uint16_t *)q->logits + node * width;
@@ -190,7 +190,7 @@ int64_t judge(question *q) {
             if (d->ids[place] < 0 || d->ids[place] >= q->width) return -1;
     }
     if (most > q->width) return -1;
-    double *numbers = scratch((2 * q->width + most) * sizeof(double) + 4 * q->width * sizeof(float) + 2 * q->nodes * sizeof(int64_t));
+    double *numbers = scratch((2 * q->width + most) * sizeof(double) + 5 * q->width * sizeof(float) + 2 * q->nodes * sizeof(int64_t));
     if (!numbers) return -1;
     int64_t *here = (int64_t *)(numbers + 2 * q->width + most);
     float *room = (float *)(here + 2 * q->nodes);

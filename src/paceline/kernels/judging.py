@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from paceline.core.tree import Distribution, TokenTree
 from paceline.kernels.build import library
 
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
+SEED = (1 << 64) - 1
 READABLE = (torch.float32, torch.bfloat16)
 
 
@@ -24,40 +26,37 @@ class CDraft(ctypes.Structure):
     _fields_ = (("node", INTEGER), ("ids", POINTER), ("probs", POINTER), ("size", INTEGER), ("wide", INTEGER))
 
 
-class COptions(ctypes.Structure):
-    """`options` of law.h."""
-
-    _fields_ = (("top_k", INTEGER), ("top_p", ctypes.c_double), ("temperature", ctypes.c_float), ("min_p", ctypes.c_float))
-
-
 class CQuestion(ctypes.Structure):
-    """`question` of judge.c."""
+    """`question` of judge.c, its options laid out flat."""
 
     _fields_ = (
-        *((name, kind) for name, kind in (("logits", POINTER), ("half", INTEGER), ("width", INTEGER), ("asked", COptions))),
+        ("logits", POINTER),
+        *((name, INTEGER) for name in ("half", "width", "top_k")),
+        ("top_p", ctypes.c_double),
+        *((name, ctypes.c_float) for name in ("temperature", "min_p")),
         *((name, POINTER) for name in ("token", "parent", "drafts")),
         *((name, INTEGER) for name in ("nodes", "drawn", "replacement", "rejects")),
-        *((name, kind) for name, kind in (("seed", ctypes.c_uint64), ("position", INTEGER))),
+        ("seed", ctypes.c_uint64),
+        ("position", INTEGER),
         *((name, POINTER) for name in ("laws", "reached", "accepted")),
         *((name, INTEGER) for name in ("depth", "token_behind")),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Walked:
+class Walked(NamedTuple):
     """Where a walk came.
 
     Args:
         accepted: nodes below the root, top down.
         token: that follows them.
         reached: nodes whose laws were worked out.
-        laws: of these.
+        laws: of these, if they are kept.
     """
 
     accepted: tuple[int, ...]
     token: int
     reached: tuple[int, ...]
-    laws: Float[Tensor, "reached vocabulary"]
+    laws: Float[Tensor, "reached vocabulary"] | None
 
 
 class Judge:
@@ -70,45 +69,65 @@ class Judge:
     def __call__(
         self,
         tree: TokenTree,
-        logits: Float[Tensor, "nodes vocabulary"],
+        logits: int,
+        half: bool,
+        width: int,
         law: tuple[float, int, float, float],
         seed: int,
         position: int,
         rejects: bool,
+        keeps: bool,
     ) -> Walked | None:
         """Walk down a tree.
 
         Args:
-            logits: of its nodes, float32 or bfloat16, on the CPU, rows one after the other.
+            logits: where those of its root stand, rows one after the other on the CPU.
+            half: whether they are bfloat16, else float32.
+            width: of the vocabulary.
             law: temperature (positive), top-k, top-p and min-p.
             seed: of the sequence's random numbers.
             position: of the token that is decided at the root.
             rejects: judge by recursive rejection, else by sample and match.
+            keeps: whether laws are handed back.
 
         Returns:
             Nothing where something is wrong: with the logits of a node that was reached, or with a draft.
         """
-        nodes, width, deep = len(tree.token), logits.shape[-1], max(tree.depth) + 1
-        laws = torch.empty(deep, width)
-        token, parent = (INTEGER * nodes)(*tree.token), (INTEGER * nodes)(*tree.parent)
-        reached, accepted = (INTEGER * deep)(), (INTEGER * deep)()
-        temperature, top_k, top_p, min_p = law
-        asked = COptions(top_k if top_k < width else 0, top_p, temperature, min_p)
+        deep = max(tree.depth) + 1
+        # what stands behind pointers must outlive the call, so it has names
+        token, parent, out = array("q", tree.token), array("q", tree.parent), array("q", bytes(16 * deep))
         proposal = tree.proposal if rejects else None
-        # the tensors behind the pointers must outlive the call, so they have names
         held = [] if proposal is None else [(node, _held(drawn)) for node, drawn in proposal.q.items()]
         drafts = (CDraft * len(held))(*_drafts(held))
-        question = CQuestion(logits.data_ptr(), logits.dtype is torch.bfloat16, width, asked)
-        question.token, question.parent, question.drafts = map(ctypes.addressof, (token, parent, drafts))
-        question.nodes, question.drawn, question.rejects = nodes, len(held), rejects
-        question.replacement = proposal is not None and proposal.replacement
-        question.seed, question.position = seed & ((1 << 64) - 1), position
-        question.laws, question.reached, question.accepted = laws.data_ptr(), ctypes.addressof(reached), ctypes.addressof(accepted)
+        laws = torch.empty(deep, width) if keeps else None
+        found = out.buffer_info()[0]
+        temperature, top_k, top_p, min_p = law
+        question = CQuestion(
+            logits,
+            half,
+            width,
+            top_k if top_k < width else 0,
+            top_p,
+            temperature,
+            min_p,
+            token.buffer_info()[0],
+            parent.buffer_info()[0],
+            ctypes.addressof(drafts),
+            len(token),
+            len(held),
+            proposal is not None and proposal.replacement,
+            rejects,
+            seed & SEED,
+            position,
+            None if laws is None else laws.data_ptr(),
+            found,
+            found + 8 * deep,
+        )
         count = self._judge(ctypes.byref(question))
         if count < 0:
             return None
-        deep = question.depth
-        return Walked(tuple(accepted[:count]), question.token_behind, tuple(reached[:deep]), laws[:deep])
+        reached = question.depth
+        return Walked(tuple(out[deep : deep + count]), question.token_behind, tuple(out[:reached]), None if laws is None else laws[:reached])
 
 
 def _held(drawn: Distribution) -> tuple[Tensor, Tensor | None]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from itertools import accumulate
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,26 +25,29 @@ def walked(
     trees: Many[TokenTree],
     logits: Float[Tensor, "nodes vocabulary"],
     rejects: Callable[[Sampling, TokenTree], bool],
+    keeps: bool = False,
 ) -> dict[int, Walked]:
     """What the kernel says, by place in the batch; sequences that it has nothing to say about are left out.
 
     Args:
         sequences, trees, logits: as for `Verifier.judge`.
         rejects: whether a sequence is judged by recursive rejection.
+        keeps: whether laws are wanted.
     """
     kernel = judge()
     if kernel is None or logits.device.type != "cpu" or logits.dtype not in READABLE or not logits.is_contiguous():
         return {}
     found: dict[int, Walked] = {}
-    starts = accumulate(map(len, trees), initial=0)
-    for place, (start, sequence, tree) in enumerate(zip(starts, sequences, trees, strict=False)):
+    address, half, width = logits.data_ptr(), logits.dtype is torch.bfloat16, logits.shape[-1]
+    row_bytes = width * logits.element_size()
+    for place, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
         sampling = sequence.request.sampling
-        if sampling.greedy or not sampling.plain_logits:
-            continue
-        rows = logits[start : start + len(tree)]
-        answer = kernel(tree, rows, law_of(sampling), sequence.seed, len(sequence.tokens), rejects(sampling, tree))
-        if answer is not None:
-            found[place] = answer
+        if not sampling.greedy and sampling.plain_logits:
+            law, decided = law_of(sampling), len(sequence.tokens)
+            answer = kernel(tree, address, half, width, law, sequence.seed, decided, rejects(sampling, tree), keeps)
+            if answer is not None:
+                found[place] = answer
+        address += row_bytes * len(tree)
     return found
 
 

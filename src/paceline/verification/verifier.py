@@ -83,8 +83,7 @@ class Verifier:
             _is_plain_greedy(sequence.request.sampling) and tree.tolerance is None for sequence, tree in zip(sequences, trees, strict=True)
         ):
             return self._judge_greedy(sequences, trees, logits)
-        with torch.inference_mode():
-            return self._judge(sequences, trees, logits)
+        return self._judge(sequences, trees, logits)
 
     def processed(
         self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]
@@ -119,19 +118,21 @@ class Verifier:
         return verdicts
 
     def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
-        compiled = walked(sequences, trees, logits, self._rejects)
+        compiled = walked(sequences, trees, logits, self._rejects, self.keeps_laws)
         paths = {index: path(trees[index], answer) for index, answer in compiled.items()}
         scored = [index for index, sequence in enumerate(sequences) if sequence.request.sampling.logprobs is not None]
         logprobs: Mapping[int, tuple[TokenLogprob, ...]] = {}
         laws: dict[int, Float[Tensor, " vocabulary"]] = {}
         if len(paths) < len(trees) or scored:
-            rows = TreeRows(sequences, trees, logits, self._processors, self.keeps_laws)
-            paths.update(self._interpreted(rows, [index for index in range(len(trees)) if index not in paths]))
-            logprobs, laws = self._logprobs(rows, {index: paths[index] for index in scored}), rows.laws
+            with torch.inference_mode():
+                rows = TreeRows(sequences, trees, logits, self._processors, self.keeps_laws)
+                paths.update(self._interpreted(rows, [index for index in range(len(trees)) if index not in paths]))
+                logprobs, laws = self._logprobs(rows, {index: paths[index] for index in scored}), rows.laws
         if self.keeps_laws:
             starts = list(accumulate(map(len, trees), initial=0))
             for index, answer in compiled.items():
-                laws.update(zip((starts[index] + node for node in answer.reached), answer.laws, strict=True))
+                if answer.laws is not None:
+                    laws.update(zip((starts[index] + node for node in answer.reached), answer.laws, strict=True))
             self._laws = laws
         return [Verdict(*paths[index], logprobs.get(index, ())) for index in range(len(trees))]
 
