@@ -1,4 +1,4 @@
-"""Laws that judging worked out, handed to drafters that ask for them: the right ones, to the bit, and nothing for anybody else."""
+"""What judging knows of laws, handed to drafters that ask for it: the right tokens, to the bit, and nothing for anybody else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paceline.bench.audit.toy import toy_decoder
 from paceline.core.batch import NO_TAPS, TapRequest
 from paceline.core.request import Request, Sequence
 from paceline.core.sampling import Sampling
-from paceline.core.transform import target_distribution
+from paceline.core.transform import Likeliest, likeliest, target_distribution
 from paceline.core.tree import ROOT, Distribution, Proposal, TokenTree
 from paceline.drafting import stand_learning
 from paceline.drafting.base import Drafter
@@ -45,41 +45,41 @@ def drawn(tree: TokenTree) -> TokenTree:
 def test_every_row_on_the_accepted_path_has_its_law_to_the_bit(tree: TokenTree, eager: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judged_rows, "judges_all_nodes", lambda device: eager)
     verifier = Verifier()
-    verifier.keeps_laws = True
+    verifier.keeps = 5
     sequences = [Sequence(uid, Request((4, 5), sampling)) for uid, sampling in enumerate(SAMPLINGS)]
     trees = [tree] * len(sequences)
     logits = torch.randn(len(trees) * len(tree), VOCABULARY, generator=torch.Generator().manual_seed(0))
     verdicts = verifier.judge(sequences, trees, logits)
-    laws = verifier.laws()
+    found = verifier.likeliest()
     processed = verifier.processed(sequences, trees, logits)
     for at, (sequence, verdict) in enumerate(zip(sequences, verdicts, strict=True)):
         first = at * len(tree)
         if sequence.request.sampling.greedy:
-            assert not laws.keys() & set(range(first, first + len(tree)))
+            assert not found.keys() & set(range(first, first + len(tree)))
             continue
-        assert {first + node for node in (ROOT, *verdict.accepted)} <= laws.keys()
-    for row, law in laws.items():
+        assert {first + node for node in (ROOT, *verdict.accepted)} == found.keys() & set(range(first, first + len(tree)))
+    for row, likely in found.items():
         sampling = sequences[row // len(tree)].request.sampling
-        assert torch.equal(law, target_distribution(processed[row : row + 1], sampling)[0])
-    assert not verifier.laws()  # handed over once
+        assert likely == likeliest(list(target_distribution(processed[row : row + 1], sampling)), 5)[0]
+    assert not verifier.likeliest()  # handed over once
 
 
 def test_a_later_step_has_no_laws_of_an_earlier_one() -> None:
     verifier = Verifier()
-    verifier.keeps_laws = True
+    verifier.keeps = 5
     sampled, greedy = (Sequence(uid, Request((5,), sampling)) for uid, sampling in enumerate((SAMPLINGS[0], Sampling())))
     tree, logits = TokenTree.chain(5), torch.zeros(1, VOCABULARY)
     verifier.judge([sampled], [tree], logits)
     verifier.judge([greedy], [tree], logits)
-    assert not verifier.laws()
+    assert not verifier.likeliest()
 
 
 def test_nobody_else_has_them_kept() -> None:
     verifier = Verifier()
     verifier.judge([Sequence(0, Request((5,), SAMPLINGS[0]))], [TokenTree.chain(5)], torch.zeros(1, VOCABULARY))
-    assert not verifier.laws()
-    assert (TapRequest(laws=True) | NO_TAPS).laws
-    assert not (NO_TAPS | NO_TAPS).laws
+    assert not verifier.likeliest()
+    assert (TapRequest(likeliest=3) | TapRequest(likeliest=5) | NO_TAPS).likeliest == 5
+    assert not (NO_TAPS | NO_TAPS).likeliest
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def test_learning_from_them_changes_no_bit(target: LLM, sampling: Sampling) -> N
 
 def test_a_wrong_law_would_be_noticed(target: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: what is handed over is what is learned."""
-    shift: Mapping[int, torch.Tensor] = MappingProxyType({row: torch.eye(VOCABULARY)[0] for row in range(500)})
-    monkeypatch.setattr(Verifier, "laws", lambda self: shift)
+    shift: Mapping[int, Likeliest] = MappingProxyType({row: ([0], [1.0]) for row in range(500)})
+    monkeypatch.setattr(Verifier, "likeliest", lambda self: shift)
     with pytest.raises(AssertionError):
         test_learning_from_them_changes_no_bit(target, SAMPLINGS[0])
 

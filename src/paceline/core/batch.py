@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from paceline.core.transform import Likeliest
 from paceline.core.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class TapRequest:
         lse: layers whose attention log-sum-exp is wanted.
         logits: the target's logits at every node of the judged trees; the loop hands them over, a forward has nothing to do for it.
         prompt_logits: those at tokens that are read before a tree, mostly of the prompt; they cost a row of logits each.
-        laws: the laws that judging the trees worked out on its way; nothing is computed for it, they are only kept for the step.
+        likeliest: how many likeliest tokens of every law that judging a tree works out on its way; 0 for none.
     """
 
     final_hidden: bool = False
@@ -138,7 +139,7 @@ class TapRequest:
     lse: frozenset[int] = frozenset()
     logits: bool = False
     prompt_logits: bool = False
-    laws: bool = False
+    likeliest: int = 0
 
     @property
     def layers(self) -> frozenset[int]:
@@ -155,7 +156,7 @@ class TapRequest:
             self.lse | other.lse,
             self.logits or other.logits,
             self.prompt_logits or other.prompt_logits,
-            self.laws or other.laws,
+            max(self.likeliest, other.likeliest),
         )
 
 
@@ -169,8 +170,8 @@ class Taps:
     Args:
         logits: rows are those of the judged trees instead, one tree after the other in node order; after bias, penalties and bans for the
             history that leads to each node, before temperature and filters. Possibly the forward's own tensor: not to be modified.
-        laws: by row of `logits`, the law that the node was judged by, temperature and filters included; not to be modified. A by-product:
-            greedy sequences and nodes that nobody reached may have none, and `core.transform.target_distribution` gives the same bits.
+        likeliest: by row of `logits`, the likeliest tokens of the law that the node was judged by, temperature and filters included. A
+            by-product: greedy sequences and nodes off the accepted path may have none, and `core.transform` gives the same bits.
     """
 
     final_hidden: Float[Tensor, "rows width"] | None = None
@@ -180,7 +181,7 @@ class Taps:
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     lse: dict[int, Float[Tensor, "rows heads"]] = field(default_factory=dict)
     logits: Float[Tensor, "nodes vocabulary"] | None = None
-    laws: Mapping[int, Float[Tensor, " vocabulary"]] = field(default_factory=dict)
+    likeliest: Mapping[int, Likeliest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from paceline.kernels.laws import Laws, kernels
 INVALID = -1  # stands for a token where a row holds NaN or no mass at all
 
 Law = tuple[float, int, float, float]
+Likeliest = tuple[list[int], list[float]]  # ids and probabilities: largest first, of equal ones the lowest id, none without mass
 
 
 def law_of(sampling: Sampling) -> Law:
@@ -123,8 +124,8 @@ def refused(
     return None if compiled is None else compiled.refuse(law.contiguous(), ids, probs, drawn)
 
 
-def likeliest(laws: Sequence[Float[Tensor, " vocabulary"]], count: int) -> list[tuple[list[int], list[float]]]:
-    """Of each law the `count` likeliest tokens, on the host: largest first, of equal ones the lowest id. None without mass is among them.
+def likeliest(laws: Sequence[Float[Tensor, " vocabulary"]], count: int) -> list[Likeliest]:
+    """Of each law the `count` likeliest tokens, on the host.
 
     Args:
         laws: of one vocabulary, type and device; at least one.

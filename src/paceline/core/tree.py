@@ -21,26 +21,33 @@ class Distribution:
     """A draft distribution as it was actually sampled from, dense or restricted to a support.
 
     Args:
-        probs: probabilities, summing to one.
-        ids: the token id of each probability; `None` means `probs` covers the whole vocabulary in order.
+        probs: probabilities, summing to one; with `ids`, a tuple if they are made on the host.
+        ids: the token id of each probability, likewise; `None` means `probs` covers the whole vocabulary in order.
     """
 
-    probs: Float[Tensor, " support"]
-    ids: Int[Tensor, " support"] | None = None
+    probs: Float[Tensor, " support"] | tuple[float, ...]
+    ids: Int[Tensor, " support"] | tuple[int, ...] | None = None
 
     def share(self, token: int) -> float:
         """Probability of a token, with one wait for a device."""
-        if self.ids is None:
+        if isinstance(self.probs, Tensor) and self.ids is None:
             return share(self.probs, token) if token < len(self.probs) else 0.0
-        ids, probs = self.ids.tolist(), self.probs.tolist()  # a support is small
+        ids, probs = self.few()
         return probs[ids.index(token)] / sum(probs) if token in ids else 0.0
 
-    def dense(self, vocabulary: int) -> Float[Tensor, " vocabulary"]:
-        """The same law over the whole vocabulary, in float64 on the host."""
-        probs = self.probs.to("cpu", torch.float64)
+    def few(self) -> tuple[Sequence[int], Sequence[float]]:
+        """Ids and probabilities of a restricted support, on the host."""
+        assert self.ids is not None
+        ids = self.ids.tolist() if isinstance(self.ids, Tensor) else self.ids
+        return ids, self.probs.tolist() if isinstance(self.probs, Tensor) else self.probs
+
+    def dense(self, vocabulary: int, device: torch.device | str = "cpu") -> Float[Tensor, " vocabulary"]:
+        """The same law over a whole vocabulary of at least its size, in float64."""
+        probs = torch.as_tensor(self.probs, dtype=torch.float64, device=device)
         if self.ids is None:
-            return probs
-        return torch.zeros(vocabulary, dtype=torch.float64).scatter_(0, self.ids.to("cpu"), probs)
+            return probs if len(probs) == vocabulary else torch.nn.functional.pad(probs, (0, vocabulary - len(probs)))
+        ids = torch.as_tensor(self.ids, device=device)
+        return torch.zeros(vocabulary, dtype=torch.float64, device=device).scatter_(0, ids, probs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class Drafter(Protocol):
         """Learn from what was accepted. `sequences` already hold the emitted tokens; called before finished ones are released.
 
         `trees` are the drafter's own. One that taps logits gets the trees as they were judged, composed with others' or not: the rows of
-        `taps.logits` and of `taps.laws` are theirs.
+        `taps.logits` and of `taps.likeliest` are theirs.
         """
 
     def release(self, sequence: Sequence) -> None:

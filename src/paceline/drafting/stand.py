@@ -54,7 +54,7 @@ class Stand:
         vocabulary: int = 0,
     ) -> None:
         self.config, self.eos, self.template, self.cost, self.vocabulary = config, eos, template, cost, vocabulary
-        self.taps = TapRequest(logits=True, prompt_logits=config.observe_prompt, laws=True)
+        self.taps = TapRequest(logits=True, prompt_logits=config.observe_prompt, likeliest=0 if config.said else config.candidates)
         self.table = NgramTable(config.candidates, config.max_entries)
         self._watch = None if cost is None else StepWatch(cost)
         self._patience: dict[int, Patience] = {}
@@ -138,7 +138,7 @@ class Stand:
                 if tree is walk.tree:
                     self._review(walk, verdict)
             start += len(tree)
-        learn(self.table, self.config, lessons, taps.logits, taps.laws)
+        learn(self.table, self.config, lessons, taps.logits, taps.likeliest)
         if self._prospects is not None and trees:
             self._prospects.stepped(sum(map(len, trees)), sum(len(verdict.tokens) for verdict in verdicts))
 

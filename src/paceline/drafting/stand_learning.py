@@ -13,13 +13,13 @@ from torch import Tensor
 
 from paceline.core.request import Sequence
 from paceline.core.sampling import Sampling
-from paceline.core.transform import law_of, likeliest, target_distribution, top
+from paceline.core.transform import Likeliest, law_of, likeliest, target_distribution
 from paceline.drafting.stand_config import StandConfig
 from paceline.drafting.stand_scope import Space
 from paceline.drafting.stand_table import Context, Entry, NgramTable
 
 UNKNOWN = -1  # what follows a node that was judged and rejected
-NOTHING: Mapping[int, Tensor] = MappingProxyType({})
+NOTHING: Mapping[int, Likeliest] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +53,34 @@ def learn(
     config: StandConfig,
     lessons: Many[Lesson],
     logits: Float[Tensor, "rows vocabulary"],
-    judged: Mapping[int, Float[Tensor, " vocabulary"]] = NOTHING,
+    judged: Mapping[int, Likeliest] = NOTHING,
 ) -> None:
     """Average the laws of some rows into the table, for every context length, in the order given.
 
     Args:
         logits: processed, as taps hand them over.
-        judged: laws that verification has worked out already, by row; what they lack is worked out here, with the same bits.
+        judged: likeliest tokens of laws that verification has worked out already, by row; what they lack is worked out here, with the
+            same bits.
     """
-    laws: dict[int, Float[Tensor, " vocabulary"]] = {}  # by lesson
+    entries: dict[int, Entry] = {}  # by lesson
     groups: dict[tuple[float, ...], list[int]] = {}
     for at, lesson in enumerate(lessons):
         known = None if lesson.sampling.greedy else judged.get(lesson.row)
         if known is None:
             groups.setdefault(law_of(lesson.sampling), []).append(at)
         else:
-            laws[at] = known
+            ids, probs = known
+            entries[at] = Entry.of(ids[: config.candidates], probs[: config.candidates])
     for members in groups.values():
         rows = torch.tensor([lessons[at].row for at in members], device=logits.device)
-        remember = remembered(lessons[members[0]].sampling, config.greedy_temperature)
-        laws.update(zip(members, target_distribution(logits[rows], remember), strict=True))
-    said = [lesson.said for lesson in lessons] if config.said > 0 else None
-    entries = _entries([laws[at] for at in range(len(lessons))], config, said)
+        laws = target_distribution(logits[rows], remembered(lessons[members[0]].sampling, config.greedy_temperature)).float()
+        if config.said > 0:
+            laws = _leaning(laws, [lessons[at].said for at in members], config.said)
+        entries.update(zip(members, (Entry.of(*found) for found in likeliest(list(laws), config.candidates)), strict=True))
     lengths = config.lengths
-    for lesson, entry in zip(lessons, entries, strict=True):
+    for at, lesson in enumerate(lessons):
         contexts = [lesson.context[-length:] for length in lengths if length <= len(lesson.context)]
-        table.observe(lesson.space, contexts, entry)
+        table.observe(lesson.space, contexts, entries[at])
 
 
 def remembered(sampling: Sampling, greedy_temperature: float) -> Sampling:
@@ -93,21 +95,3 @@ def _leaning(law: Float[Tensor, "rows vocabulary"], said: list[int], weight: flo
     place = torch.tensor([max(token, 0) for token in said], device=law.device).unsqueeze(-1)
     share = torch.tensor([weight * (token != UNKNOWN) for token in said], device=law.device, dtype=law.dtype).unsqueeze(-1)
     return (law * (1 - share)).scatter_add_(-1, place, share)
-
-
-def _entries(laws: Many[Float[Tensor, " vocabulary"]], config: StandConfig, said: list[int] | None) -> list[Entry]:
-    """The likeliest tokens of each law.
-
-    Args:
-        said: what followed each, where that is mixed in.
-    """
-    if not laws:
-        return []
-    if said is not None:
-        laws = list(_leaning(torch.stack(list(laws)).float(), said, config.said))
-    if laws[0].device.type == "cpu":
-        return [
-            Entry.of(*found) for found in likeliest([law if law.dtype == torch.float32 else law.float() for law in laws], config.candidates)
-        ]
-    best, tokens = top(torch.stack(list(laws)).float(), min(config.candidates, len(laws[0])))
-    return [Entry.of(ids, probs) for ids, probs in zip(tokens.tolist(), best.tolist(), strict=True)]

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import log
 
-import numpy as np
-import torch
-
 from paceline.core.request import Sequence
 from paceline.core.rng import Purpose, key, uniforms
 from paceline.core.tree import Distribution, TokenTree
@@ -102,5 +99,4 @@ def draw(spot: Spot, entry: Entry) -> Draws:
     numbers = walk.numbers(spot.node, size)
     times = [-log(number + 2.0**-54) / share for number, share in zip(numbers, shares, strict=True)]  # the number is never zero
     order = sorted(range(size), key=times.__getitem__)
-    law = Distribution(torch.from_numpy(np.array(shares)), torch.from_numpy(np.array(entry.ids)))  # cheaper than tensors from lists
-    return Draws([entry.ids[at] for at in order], [shares[at] for at in order], law)
+    return Draws([entry.ids[at] for at in order], [shares[at] for at in order], Distribution(tuple(shares), entry.ids))

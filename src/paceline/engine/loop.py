@@ -60,7 +60,7 @@ class Engine(Lifecycle):
         super().__init__(runner, detokenizer)
         self.drafter, self.config = drafter, config
         self.verifier = verifier if verifier is not None else Verifier(coupled=config.coupled)
-        self.verifier.keeps_laws = drafter.taps.laws
+        self.verifier.keeps = drafter.taps.likeliest
         self.scheduler = former(runner.memory, config.scheduler, drafter.release)
 
     def _release(self, active: Active) -> None:
@@ -92,8 +92,8 @@ class Engine(Lifecycle):
         verdicts = self.verifier.judge(sequences, judged_trees, logits) if judged else []
         if judged and batch.taps.logits:  # before emission: the rows belong to the history that was judged
             result.taps.logits = self.verifier.processed(sequences, judged_trees, logits)
-        if judged and batch.taps.laws:
-            result.taps.laws = self.verifier.laws()
+        if judged and batch.taps.likeliest:
+            result.taps.likeliest = self.verifier.likeliest()
         if batch.taps.prompt_logits:
             self._show_prompts(feeds, result.logits[len(logits) :])
         clock.lap("verify")

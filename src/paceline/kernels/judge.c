@@ -27,9 +27,11 @@ typedef struct {
     int64_t nodes, drawn, replacement, rejects; /* `rejects`: recursive rejection; else sample and match */
     uint64_t seed;
     int64_t position; /* of the token decided at the root */
-    float *laws; /* room for the laws of the nodes that are reached, as many as the tree is deep, and one more; NULL if nobody wants them */
-    int64_t *reached, *accepted; /* likewise */
+    int64_t *reached, *accepted; /* room for as many nodes as the tree is deep, and one more */
     int64_t depth, token_behind; /* found: how many nodes were reached, and the token that follows the accepted ones */
+    int64_t wanted; /* of the law of each node that is reached: how many likeliest tokens */
+    int64_t *found, *ids; /* how many there were, and which */
+    float *probs;
 } question;
 
 static uint64_t mix(uint64_t value) {
@@ -44,10 +46,10 @@ static double number(const question *q, int64_t depth, uint64_t purpose, uint64_
     return (double)(mix(state ^ count) >> 11) * 0x1p-53;
 }
 
-/* The law at a node, as the next one that was reached; NULL where there is none. */
+/* The law at a node, as the next one that was reached, until the next is asked for; NULL where there is none. */
 static const float *law_at(question *q, int64_t node, float *room) {
     const int64_t width = q->width;
-    float *wide = room + 3 * width, *law = q->laws ? q->laws + q->depth * width : wide + width;
+    float *wide = room + 3 * width, *law = wide + width;
     const float *logits = (const float *)q->logits + node * width;
     if (q->half) {
         const uint16_t *given = (const uint16_t *)q->logits + node * width;
@@ -56,8 +58,13 @@ static const float *law_at(question *q, int64_t node, float *room) {
         logits = wide;
     }
     make_law(logits, law, width, &q->asked, room);
+    if (isnan(law[0])) return NULL;
+    if (q->wanted) {
+        const int64_t place = q->depth * q->wanted;
+        q->found[q->depth] = largest(law, width, q->wanted, q->ids + place, q->probs + place);
+    }
     q->reached[q->depth++] = node;
-    return isnan(law[0]) ? NULL : law;
+    return law;
 }
 
 /* Sample and match. Several nodes may stand for the same text; `here` holds them all. Returns how many children were accepted. */

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from paceline.core.transform import Likeliest
 from paceline.core.tree import Distribution, TokenTree
 from paceline.kernels.build import library
 
@@ -38,8 +36,9 @@ class CQuestion(ctypes.Structure):
         *((name, INTEGER) for name in ("nodes", "drawn", "replacement", "rejects")),
         ("seed", ctypes.c_uint64),
         ("position", INTEGER),
-        *((name, POINTER) for name in ("laws", "reached", "accepted")),
-        *((name, INTEGER) for name in ("depth", "token_behind")),
+        *((name, POINTER) for name in ("reached", "accepted")),
+        *((name, INTEGER) for name in ("depth", "token_behind", "wanted")),
+        *((name, POINTER) for name in ("found", "ids", "probs")),
     )
 
 
@@ -49,14 +48,12 @@ class Walked(NamedTuple):
     Args:
         accepted: nodes below the root, top down.
         token: that follows them.
-        reached: nodes whose laws were worked out.
-        laws: of these, if they are kept.
+        likeliest: of each node whose law was worked out, its likeliest tokens, if any are wanted.
     """
 
     accepted: tuple[int, ...]
     token: int
-    reached: tuple[int, ...]
-    laws: Float[Tensor, "reached vocabulary"] | None
+    likeliest: dict[int, Likeliest]
 
 
 class Judge:
@@ -76,7 +73,7 @@ class Judge:
         seed: int,
         position: int,
         rejects: bool,
-        keeps: bool,
+        wanted: int,
     ) -> Walked | None:
         """Walk down a tree.
 
@@ -88,18 +85,18 @@ class Judge:
             seed: of the sequence's random numbers.
             position: of the token that is decided at the root.
             rejects: judge by recursive rejection, else by sample and match.
-            keeps: whether laws are handed back.
+            wanted: how many likeliest tokens of each law are handed back.
 
         Returns:
             Nothing where something is wrong: with the logits of a node that was reached, or with a draft.
         """
         deep = max(tree.depth) + 1
         # what stands behind pointers must outlive the call, so it has names
-        token, parent, out = array("q", tree.token), array("q", tree.parent), array("q", bytes(16 * deep))
+        token, parent, out = array("q", tree.token), array("q", tree.parent), array("q", bytes(8 * deep * (3 + wanted)))
+        probs = array("f", bytes(4 * deep * wanted))
         proposal = tree.proposal if rejects else None
-        held = [] if proposal is None else [(node, _held(drawn)) for node, drawn in proposal.q.items()]
-        drafts = (CDraft * len(held))(*_drafts(held))
-        laws = torch.empty(deep, width) if keeps else None
+        held = [] if proposal is None else [_held(node, drawn) for node, drawn in proposal.q.items()]
+        drafts = (CDraft * len(held))(*(draft for draft, _ in held))
         found = out.buffer_info()[0]
         temperature, top_k, top_p, min_p = law
         question = CQuestion(
@@ -119,27 +116,36 @@ class Judge:
             rejects,
             seed & SEED,
             position,
-            None if laws is None else laws.data_ptr(),
             found,
             found + 8 * deep,
+            0,
+            0,
+            wanted,
+            found + 16 * deep,
+            found + 24 * deep,
+            probs.buffer_info()[0],
         )
         count = self._judge(ctypes.byref(question))
         if count < 0:
             return None
-        reached = question.depth
-        return Walked(tuple(out[deep : deep + count]), question.token_behind, tuple(out[:reached]), None if laws is None else laws[:reached])
+        likeliest: dict[int, Likeliest] = {}
+        for at in range(question.depth if wanted else 0):
+            first, size = 3 * deep + at * wanted, out[2 * deep + at]
+            likeliest[out[at]] = out[first : first + size].tolist(), probs[at * wanted : at * wanted + size].tolist()
+        return Walked(tuple(out[deep : deep + count]), question.token_behind, likeliest)
 
 
-def _held(drawn: Distribution) -> tuple[Tensor, Tensor | None]:
-    """Probabilities and ids as the kernel reads them."""
-    probs = drawn.probs if drawn.probs.dtype in (torch.float32, torch.float64) else drawn.probs.float()
-    ids = None if drawn.ids is None else drawn.ids.to("cpu", torch.int64).contiguous()
-    return probs.cpu().contiguous(), ids
-
-
-def _drafts(held: Iterable[tuple[int, tuple[Tensor, Tensor | None]]]) -> Iterable[CDraft]:
-    for node, (probs, ids) in held:
-        yield CDraft(node, None if ids is None else ids.data_ptr(), probs.data_ptr(), len(probs), probs.dtype is torch.float64)
+def _held(node: int, drawn: Distribution) -> tuple[CDraft, object]:
+    """A draft as the kernel reads it, and what must outlive it."""
+    if isinstance(drawn.probs, tuple):
+        assert isinstance(drawn.ids, tuple)
+        numbers, places = array("d", drawn.probs), array("q", drawn.ids)
+        return CDraft(node, places.buffer_info()[0], numbers.buffer_info()[0], len(numbers), True), (numbers, places)
+    probs = drawn.probs.cpu().contiguous()
+    probs = probs if probs.dtype in (torch.float32, torch.float64) else probs.float()
+    ids = None if drawn.ids is None else torch.as_tensor(drawn.ids, dtype=torch.int64, device="cpu").contiguous()
+    struct = CDraft(node, None if ids is None else ids.data_ptr(), probs.data_ptr(), len(probs), probs.dtype is torch.float64)
+    return struct, (probs, ids)
 
 
 @cache

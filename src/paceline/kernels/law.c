@@ -288,8 +288,7 @@ void refuse(const float *law, int64_t width, const int64_t *ids, const double *p
 /* What part of a row's mass an entry is. */
 double share(const float *law, int64_t width, int64_t at) { return law[at] / mass(law, width); }
 
-/* The `count` likeliest tokens of a law that have any mass, largest first, of equal ones the first; returns how many there are. */
-static int64_t largest(const float *law, int64_t width, int64_t count, int64_t *ids, float *probs) {
+int64_t largest(const float *law, int64_t width, int64_t count, int64_t *ids, float *probs) {
     int64_t size = 0;
     for (int64_t first = 0; first < width; first += LANES) {
         const float bar = size < count ? 0.0f : probs[count - 1];

@@ -12,6 +12,9 @@ typedef struct {
 /* Law of a row; NaN throughout where it has none. `room` is for three rows. */
 void make_law(const float *logits, float *out, int64_t width, const options *asked, float *room);
 
+/* The `count` likeliest tokens of a law that have any mass, largest first, of equal ones the first; returns how many there are. */
+int64_t largest(const float *law, int64_t width, int64_t count, int64_t *ids, float *probs);
+
 /* Sum in float64. */
 double mass(const float *row, int64_t width);
 

@@ -25,14 +25,14 @@ def walked(
     trees: Many[TokenTree],
     logits: Float[Tensor, "nodes vocabulary"],
     rejects: Callable[[Sampling, TokenTree], bool],
-    keeps: bool = False,
+    keeps: int = 0,
 ) -> dict[int, Walked]:
     """What the kernel says, by place in the batch; sequences that it has nothing to say about are left out.
 
     Args:
         sequences, trees, logits: as for `Verifier.judge`.
         rejects: whether a sequence is judged by recursive rejection.
-        keeps: whether laws are wanted.
+        keeps: how many likeliest tokens of each law are wanted.
     """
     kernel = judge()
     if kernel is None or logits.device.type != "cpu" or logits.dtype not in READABLE or not logits.is_contiguous():

@@ -144,7 +144,7 @@ class Opening:
         if q is None:
             found = refused(self.laws[at], (), (), token)
         elif q.ids is not None:
-            found = refused(self.laws[at], q.ids.tolist(), q.probs.tolist(), token)
+            found = refused(self.laws[at], *q.few(), token)
         if found is not None:
             return found
         return self.at([at]).odds().left(0, token)
@@ -175,14 +175,8 @@ def _column(tokens: Many[int], beside: Tensor) -> Int[Tensor, "nodes 1"]:
 
 
 def _dense(q: Distribution | None, vocabulary: int, device: torch.device) -> Float[Tensor, " vocabulary"]:
-    """A draft distribution over the target's vocabulary, in float64."""
-    if q is not None and q.ids is None and len(q.probs) == vocabulary:
-        return q.probs.to(device, torch.float64)
-    dense = torch.zeros(vocabulary, dtype=torch.float64, device=device)
-    if q is None:
-        return dense
-    ids = torch.arange(len(q.probs), device=device) if q.ids is None else q.ids.to(device)
-    return dense.scatter_(0, ids, q.probs.to(device, torch.float64))
+    """A draft distribution over the target's vocabulary, in float64; nothing where children were chosen."""
+    return torch.zeros(vocabulary, dtype=torch.float64, device=device) if q is None else q.dense(vocabulary, device)
 
 
 class Rejection:

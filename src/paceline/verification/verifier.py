@@ -16,7 +16,7 @@ from torch import Tensor
 from paceline.core.errors import UsageError
 from paceline.core.request import Sequence
 from paceline.core.sampling import Sampling
-from paceline.core.transform import INVALID, argmax_ids
+from paceline.core.transform import INVALID, Likeliest, argmax_ids, likeliest
 from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import TokenLogprob, Verdict
 from paceline.verification.compiled import path, walked
@@ -42,14 +42,15 @@ class Verifier:
         coupled: use `match` for everything, so that sampled output can be audited token for token.
 
     Attributes:
-        keeps_laws: whether the laws that a step's judging works out are kept until `laws` is asked or the next step is judged.
+        keeps: how many likeliest tokens of the laws that a step's judging works out are kept until `likeliest` is asked or the next step
+            is judged.
 
     Raises:
         UsageError: for an unknown rule.
     """
 
-    keeps_laws: bool = False
-    _laws: Mapping[int, Float[Tensor, " vocabulary"]] = MappingProxyType({})
+    keeps: int = 0
+    _likeliest: Mapping[int, Likeliest] = MappingProxyType({})
 
     def __init__(self, rule: Rule = "auto", coupled: bool = False) -> None:
         if rule not in RULES:
@@ -78,7 +79,7 @@ class Verifier:
                 raise ValueError(f"the root of a tree is token {tree.token[ROOT]}, but the pending token is {sequence.tokens[-1]}")
         if sum(map(len, trees)) != len(logits):
             raise ValueError(f"{len(logits)} rows of logits for trees of {sum(map(len, trees))} nodes")
-        self._laws = {}
+        self._likeliest = {}
         if all(
             _is_plain_greedy(sequence.request.sampling) and tree.tolerance is None for sequence, tree in zip(sequences, trees, strict=True)
         ):
@@ -98,13 +99,13 @@ class Verifier:
         with torch.inference_mode():
             return TreeRows(sequences, trees, logits, self._processors).processed(range(len(logits)))
 
-    def laws(self) -> Mapping[int, Float[Tensor, " vocabulary"]]:
-        """The laws that the last judging worked out, by row of its logits, if `keeps_laws`; handed over once, and not to be modified.
+    def likeliest(self) -> Mapping[int, Likeliest]:
+        """Of the laws on the accepted paths of the last judging, by row of its logits, the likeliest tokens; handed over once.
 
         Every law that a sampled token was drawn from or a drafted one was held against is among them; of greedy sequences there are none.
         """
-        laws, self._laws = self._laws, {}
-        return laws
+        found, self._likeliest = self._likeliest, {}
+        return found
 
     def _judge_greedy(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
         """The common case: one argmax over all rows, one transfer, then plain Python."""
@@ -118,23 +119,30 @@ class Verifier:
         return verdicts
 
     def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
-        compiled = walked(sequences, trees, logits, self._rejects, self.keeps_laws)
+        compiled = walked(sequences, trees, logits, self._rejects, self.keeps)
         paths = {index: path(trees[index], answer) for index, answer in compiled.items()}
         scored = [index for index, sequence in enumerate(sequences) if sequence.request.sampling.logprobs is not None]
         logprobs: Mapping[int, tuple[TokenLogprob, ...]] = {}
-        laws: dict[int, Float[Tensor, " vocabulary"]] = {}
+        found: dict[int, Likeliest] = {}
         if len(paths) < len(trees) or scored:
             with torch.inference_mode():
-                rows = TreeRows(sequences, trees, logits, self._processors, self.keeps_laws)
-                paths.update(self._interpreted(rows, [index for index in range(len(trees)) if index not in paths]))
-                logprobs, laws = self._logprobs(rows, {index: paths[index] for index in scored}), rows.laws
-        if self.keeps_laws:
+                rows = TreeRows(sequences, trees, logits, self._processors, self.keeps > 0)
+                others = self._interpreted(rows, [index for index in range(len(trees)) if index not in paths])
+                paths.update(others)
+                logprobs = self._logprobs(rows, {index: paths[index] for index in scored})
+                found = self._kept(rows, others)
+        if self.keeps:
             starts = list(accumulate(map(len, trees), initial=0))
             for index, answer in compiled.items():
-                if answer.laws is not None:
-                    laws.update(zip((starts[index] + node for node in answer.reached), answer.laws, strict=True))
-            self._laws = laws
+                found.update((starts[index] + node, likely) for node, likely in answer.likeliest.items())
+            self._likeliest = found
         return [Verdict(*paths[index], logprobs.get(index, ())) for index in range(len(trees))]
+
+    def _kept(self, rows: TreeRows, paths: Mapping[int, Path]) -> dict[int, Likeliest]:
+        """What is kept of the laws on these paths."""
+        wanted = [rows.starts[index] + node for index, (accepted, _) in paths.items() for node in (ROOT, *accepted)] if self.keeps else []
+        known = [row for row in wanted if row in rows.laws]
+        return dict(zip(known, likeliest([rows.laws[row].float() for row in known], self.keeps), strict=True)) if known else {}
 
     def _interpreted(self, rows: TreeRows, members: Many[int]) -> dict[int, Path]:
         """Paths of some of the trees by the rules in Python."""

@@ -166,7 +166,7 @@ class Pretender:
         if len(tree) == 1 or tree.proposal is None:
             return tree
         law: Distribution = tree.proposal.q[ROOT]
-        place = int(law.probs.argmax())
+        place = int(torch.as_tensor(law.probs).argmax())
         likeliest = place if law.ids is None else int(law.ids[place])
         return TokenTree.chain(tree.token[ROOT], [likeliest], Proposal({ROOT: law}))
 
