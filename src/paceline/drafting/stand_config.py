@@ -44,7 +44,7 @@ class StandConfig:
         record: keep the accepted child ranks of every step in `traces`, to measure a template with.
     """
 
-    contexts: str = "3x2x1"
+    contexts: str = "8x4x2x1"
     candidates: int = 10
     nodes: int = 0
     depth: int = DEPTH
@@ -80,7 +80,7 @@ class StandConfig:
         except ValueError:
             lengths = ()
         if not lengths or lengths[-1] < 1 or any(a <= b for a, b in pairwise(lengths)):
-            raise UsageError(f"stand: contexts={self.contexts!r} must be falling positive numbers joined by x, as in 3x2x1")
+            raise UsageError(f"stand: contexts={self.contexts!r} must be falling positive numbers joined by x, as in 8x4x2x1")
 
     @property
     def most_draft(self) -> int:
