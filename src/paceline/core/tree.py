@@ -94,14 +94,15 @@ class TokenTree:
         if self.parent[ROOT] != -1:
             raise ValueError("node 0 is the root; its parent is -1")
         depth = [0]
-        open_path = [ROOT]  # the path to the previous node: in pre-order a parent must lie on it
-        for node, parent in enumerate(self.parent[1:], start=1):
-            while open_path and open_path[-1] != parent:
-                open_path.pop()
-            if not open_path:
-                raise ValueError(f"node {node} is not in DFS pre-order below its parent {parent}")
-            depth.append(depth[parent] + 1)
-            open_path.append(node)
+        path = [ROOT]  # to the node before: in pre-order a parent must lie on it
+        for node, parent in enumerate(self.parent[1:], 1):
+            if parent != node - 1:
+                while path and path[-1] != parent:
+                    path.pop()
+                if not path:
+                    raise ValueError(f"node {node} is not in DFS pre-order below its parent {parent}")
+            depth.append(len(path))
+            path.append(node)
         object.__setattr__(self, "depth", tuple(depth))
 
     def __len__(self) -> int:

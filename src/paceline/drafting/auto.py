@@ -118,7 +118,8 @@ class Auto:
             self.parts[self._running].observe(sequences, trees, verdicts, taps)
         seconds, cost = self._questions.end()
         tokens = sum([len(verdict.tokens) for verdict in verdicts])
-        self._rests[self._running].note(cost if self._asked else 0.0, (tokens - len(verdicts)) / len(verdicts))
+        if self._asked:
+            self._rests[self._running].note(cost, (tokens - len(verdicts)) / len(verdicts))
         if self._counted is not None:
             self._counted.observe(tokens, seconds)
 

@@ -24,18 +24,21 @@ class Rest:
     balance: float = CREDIT
 
     def asks(self) -> bool:
-        """Whether this step is one to ask in."""
-        return self.balance > 0
+        """Whether this step is one to ask in; one that is not earns its share at once, and needs no note."""
+        if self.balance > 0:
+            return True
+        self.balance += SHARE
+        return False
 
     def wake(self) -> None:
         """Something changed: the next step asks."""
         self.balance = max(self.balance, SHARE)
 
     def note(self, cost: float, accepted: float) -> None:
-        """A step is over.
+        """A step that asked is over.
 
         Args:
-            cost: of asking, measured in the rest of the step; none if it did not ask.
+            cost: of asking, measured in the rest of the step.
             accepted: drafted tokens that were accepted, per sequence.
         """
         balance = self.balance + accepted - cost

@@ -75,6 +75,7 @@ class Lookahead:
         self._rows: dict[int, Row] = {}
         self._watch = StepWatch(self.cost)
         self._questions = Questions()
+        self._idle = False  # nobody was looked up in this step
         self._preempted: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
         if config.forest:
             self.load(Path(config.forest))
@@ -97,7 +98,8 @@ class Lookahead:
         for row in rows:
             row.asked = not self.rests or row.rest.asks()
         asking = [at for at, row in enumerate(rows) if row.asked]
-        if not asking:
+        self._idle = not asking
+        if self._idle:
             return [TokenTree.chain(sequence.tokens[-1]) for sequence in sequences]
         found = [NOTHING] * len(rows)
         shared = self.config.decoding_length
@@ -126,6 +128,8 @@ class Lookahead:
 
     def observe(self, sequences: Many[Sequence], trees: Many[TokenTree], verdicts: Many[Verdict], taps: Taps) -> None:
         """Learn what the step cost and which candidates were right, and note new output."""
+        if self._idle:
+            return
         self._questions.judged()
         known = [
             (sequence, row, verdict) for sequence, verdict in zip(sequences, verdicts, strict=True) if (row := self._rows.get(sequence.uid))
@@ -139,8 +143,8 @@ class Lookahead:
             return
         # A step is worth a token to each sequence: what a question cost is weighed against its sequence's part of the step.
         cost = self._questions.end()[1] * len(known) / max(1, len(asked))
-        for _, row, verdict in known:
-            row.rest.note(cost if row.asked else 0.0, len(verdict.accepted))
+        for _, row, verdict in asked:
+            row.rest.note(cost, len(verdict.accepted))
 
     def release(self, sequence: Sequence) -> None:
         """Forget the prompt; keep the output, its end with shorter continuations. A preempted sequence goes on later where it stopped."""
