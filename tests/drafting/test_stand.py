@@ -121,12 +121,12 @@ def test_drafts_depend_on_nothing_but_seed_step_and_table() -> None:
 
 def test_the_longest_known_context_decides() -> None:
     laws = {(5,): {1: 0.9}, (4, 5): {2: 0.9}, (3, 4, 5): {3: 0.9}}
-    chain = Template(((0,),))
-    assert drafted(taught(laws, template=chain), sequence(tokens=(3, 4, 5))).token == (5, 3)
-    assert drafted(taught(laws, template=chain), sequence(tokens=(9, 4, 5))).token == (5, 2)
-    assert drafted(taught(laws, template=chain), sequence(tokens=(9, 5))).token == (5, 1)
-    assert drafted(taught(laws, template=chain), sequence(tokens=(5,))).token == (5, 1)  # fewer tokens than the longest context
-    assert drafted(taught(laws, template=chain), sequence(tokens=(5, 9))).token == (9,)  # no hit: plain decoding
+    short, chain = StandConfig(scope="process", contexts="3x2x1"), Template(((0,),))
+    assert drafted(taught(laws, short, chain), sequence(tokens=(3, 4, 5))).token == (5, 3)
+    assert drafted(taught(laws, short, chain), sequence(tokens=(9, 4, 5))).token == (5, 2)
+    assert drafted(taught(laws, short, chain), sequence(tokens=(9, 5))).token == (5, 1)
+    assert drafted(taught(laws, short, chain), sequence(tokens=(5,))).token == (5, 1)  # fewer tokens than the longest context
+    assert drafted(taught(laws, short, chain), sequence(tokens=(5, 9))).token == (9,)  # no hit: plain decoding
     longer = StandConfig(scope="process", contexts="4x3x2")
     assert drafted(taught(laws, longer, chain), sequence(tokens=(9, 5))).token == (5,)
 
@@ -201,7 +201,7 @@ def learn(config: StandConfig, sampling: Sampling) -> tuple[Stand, Sequence, tor
 
 def test_the_accepted_path_and_the_corrected_position_are_learned_for_all_contexts() -> None:
     sampling = Sampling(temperature=0.6, top_p=0.8)
-    drafter, one, logits = learn(StandConfig(), sampling)
+    drafter, one, logits = learn(StandConfig(contexts="3x2x1"), sampling)
     laws = target_distribution(logits, sampling)
     for contexts, row in (([(5,), (4, 5)], 0), ([(6,), (5, 6), (4, 5, 6)], 1)):
         best = laws[row].topk(10)
@@ -216,7 +216,7 @@ def test_the_accepted_path_and_the_corrected_position_are_learned_for_all_contex
 
 
 def test_rejected_nodes_are_learned_on_request() -> None:
-    drafter, one, logits = learn(StandConfig(observe_rejected=True), SAMPLED)
+    drafter, one, logits = learn(StandConfig(observe_rejected=True, contexts="3x2x1"), SAMPLED)
     law = target_distribution(logits, SAMPLED)[2]
     assert remembered(drafter, one, (5, 6, 7)) == pytest.approx({token: float(law[token]) for token in law.topk(10).indices.tolist()})
     assert remembered(drafter, one, (5, 8)) is not None

@@ -12,6 +12,8 @@ from paceline.core.tree import TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftContext, DraftLimits
 
+FEW = 16  # tokens that are indexed one by one
+
 
 @dataclass(frozen=True, slots=True)
 class PromptLookupConfig:
@@ -44,6 +46,14 @@ class NgramIndex:
     def extend(self, tokens: list[int]) -> None:
         """Index n-grams that end before the last token, so that a lookup never finds the suffix it asks for."""
         last = len(tokens) - 1
+        if last - self.indexed <= FEW:
+            ends = self.ends
+            for end in range(self.indexed + 1, last + 1):
+                for size in self.sizes:
+                    if size <= end:
+                        ends[tuple(tokens[end - size : end])] = end
+            self.indexed = max(self.indexed, last)
+            return
         for size in self.sizes:
             first = max(self.indexed + 1, size)
             if first > last:

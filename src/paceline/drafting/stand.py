@@ -7,6 +7,7 @@ fixed shape that was chosen by measured acceptance, and judged against the law t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
 from time import perf_counter
@@ -126,15 +127,8 @@ class Stand:
             walk = self._walks.pop(sequence.uid, None)
             if walk is not None:
                 patience = self._patience.get(sequence.uid)
-                rests = patience is not None and not patience.learns(walk.step)
-                said = {} if rests else dict(zip((ROOT, *verdict.accepted), verdict.tokens, strict=False))
-                context = walk.tail
-                for node in range(len(tree)) if self.config.observe_rejected and said else said:
-                    if self.config.observe_rejected:
-                        context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
-                    elif node != ROOT:  # nodes of the accepted path, top down
-                        context = (*context, tree.token[node])
-                    lessons.append(Lesson(walk.space, sequence.request.sampling, context, start + node, said.get(node, UNKNOWN)))
+                if patience is None or patience.learns(walk.step):
+                    lessons.extend(self._lessons(walk, tree, verdict, start))
                 if tree is walk.tree:
                     self._review(walk, verdict)
             start += len(tree)
@@ -202,18 +196,38 @@ class Stand:
         self._walks[sequence.uid] = walk
         return walk
 
+    def _lessons(self, walk: Walk, tree: TokenTree, verdict: Verdict, start: int) -> Iterator[Lesson]:
+        """What the judged nodes teach: those of the accepted path, top down, or all of them.
+
+        Args:
+            start: row of the root.
+        """
+        space, sampling, context = walk.space, walk.sequence.request.sampling, walk.tail
+        said = zip((ROOT, *verdict.accepted), verdict.tokens, strict=False)  # a sequence may end within them
+        if self.config.observe_rejected:
+            known = dict(said)
+            for node in range(len(tree)):
+                context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
+                yield Lesson(space, sampling, context, start + node, known.get(node, UNKNOWN))
+            return
+        for node, token in said:
+            if node != ROOT:
+                context = (*context, tree.token[node])
+            yield Lesson(space, sampling, context, start + node, token)
+
     def _review(self, walk: Walk, verdict: Verdict) -> None:
         """Learn which draws were accepted, of those that were judged."""
         if self.config.record:
             self.traces.append(walk.paths[verdict.accepted[-1]] if verdict.accepted else ())
         if self._prospects is None:
             return
-        children = walk.tree.children()
-        for node, chosen in zip((ROOT, *verdict.accepted), (*verdict.accepted, None), strict=True):
-            for child in children[node]:
-                self._prospects.judged(walk.kinds[child], child == chosen)
-                if child == chosen:
-                    break
+        parent, chosen = walk.tree.parent, iter((*verdict.accepted, None))
+        judged, accepted = ROOT, next(chosen)
+        for node in range(1, len(parent)):  # in pre-order, siblings stand in the order they were judged
+            if parent[node] == judged:
+                self._prospects.judged(walk.kinds[node], node == accepted)
+                if node == accepted:
+                    judged, accepted = node, next(chosen)
         patience = self._patience.setdefault(walk.sequence.uid, Patience())
         patience.judged(len(walk.tree) > 1, len(verdict.accepted) > 0)
 

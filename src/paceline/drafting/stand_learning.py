@@ -22,7 +22,7 @@ UNKNOWN = -1  # what follows a node that was judged and rejected
 NOTHING: Mapping[int, Likeliest] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lesson:
     """One position to learn from.
 

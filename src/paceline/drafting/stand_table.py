@@ -23,9 +23,9 @@ ENTRY_BYTES = 200  # of an entry of its own with no token
 TOKEN_BYTES = 68  # a number, a probability, and their places
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """What is known behind a context.
+    """What is known behind a context. Never changed, but making one is not slowed down to enforce that.
 
     Args:
         ids, probs: likeliest tokens with mean probabilities, largest first, none of them zero.

@@ -56,7 +56,7 @@ class Walk:
         return uniforms(start, draw_counters(self.step, node, count))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spot:
     """A node that may get children: where it stands in tree and template, the tokens before its children, and its chance to be reached."""
 
@@ -67,7 +67,7 @@ class Spot:
     reach: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draws:
     """What the children of one node would be.
 
