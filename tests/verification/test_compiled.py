@@ -27,6 +27,7 @@ LAWS = [
     Sampling(temperature=1.5, top_k=9, top_p=0.8, min_p=0.02),
     Sampling(temperature=1e-9),
     Sampling(temperature=1.0, top_k=1000),
+    Sampling(),
 ]
 
 
@@ -142,7 +143,7 @@ def test_what_is_wrong_is_said_as_before(q: Distribution) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(temperature=1.0, repetition_penalty=1.2), Sampling(temperature=1.0, logit_bias={1: 1.0})]
+    "sampling", [Sampling(repetition_penalty=1.2), Sampling(temperature=1.0, repetition_penalty=1.2), Sampling(logit_bias={1: 1.0})]
 )
 def test_the_rest_is_left_to_the_rules(sampling: Sampling) -> None:
     tree = TokenTree.from_paths(0, [[1, 2], [3]])
@@ -154,3 +155,21 @@ def test_the_rest_is_left_to_the_rules(sampling: Sampling) -> None:
 
 def test_other_types_are_left_to_the_rules() -> None:
     assert judged("auto", [(LAWS[0], [1], TokenTree.chain(0, [1]))], torch.float64, True)[2] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_is_the_first_of_the_largest(dtype: torch.dtype) -> None:
+    """Signs, zeros, infinities and ties, in rows wide enough for vectors and a rest."""
+    random = torch.Generator().manual_seed(0)
+    tree, verifier = TokenTree.chain(0), Verifier()
+    for trial in range(200):
+        row = (torch.randint(-3, 3, (1, 37), generator=random) / 2 - (trial % 3)).to(dtype)
+        row[0, trial % 37] = -0.0 if trial % 2 else -torch.inf
+        if trial % 5 == 0:
+            row[0, (3 * trial) % 37] = torch.inf
+        sequence = sequence_of([0], Sampling())
+        (verdict,) = verifier.judge([sequence], [tree], row)
+        assert verdict.tokens == (int(row.float().numpy().argmax()),)
+        row[0, 36] = torch.nan
+        with pytest.raises(PacelineError):
+            verifier.judge([sequence], [tree], row)

@@ -1,5 +1,5 @@
 /* The walk down a judged tree on a CPU: the rules of verification/walk.py and verification/rejection.py, with the random numbers of
- * core/rng.py. Laws are worked out at the nodes that are reached, and nowhere else.
+ * core/rng.py. Only the logits of nodes that are reached are looked at.
  *
  * Like law.c, this file is not compiled with -ffast-math.
  */
@@ -9,6 +9,7 @@
 #include <string.h>
 
 enum { TARGET = 1, ACCEPT = 3, RESIDUAL = 4 }; /* core/rng.py: Purpose */
+enum { MATCH, REJECT, GREEDY };                /* by sample and match, by recursive rejection, or along the likeliest tokens */
 
 /* The law that a node's children were drawn from: `size` probabilities, of the ids or, without them, of the first tokens. */
 typedef struct {
@@ -24,7 +25,7 @@ typedef struct {
     options asked;
     const int64_t *token, *parent; /* in pre-order */
     const draft *drafts; /* by node; children of nodes without one were chosen */
-    int64_t nodes, drawn, replacement, rejects; /* `rejects`: recursive rejection; else sample and match */
+    int64_t nodes, drawn, replacement, rule;
     uint64_t seed;
     int64_t position; /* of the token decided at the root */
     int64_t *reached, *accepted; /* room for as many nodes as the tree is deep, and one more */
@@ -67,15 +68,44 @@ static const float *law_at(question *q, int64_t node, float *room) {
     return law;
 }
 
-/* Sample and match. Several nodes may stand for the same text; `here` holds them all. Returns how many children were accepted. */
+/* The first of the largest numbers of a row, or -1 where one is none. Numbers are compared as whole numbers in the same order, zeros alike. */
+#define LIKELIEST(name, bits, number, low, none)                                                                                          \
+    static int64_t name(const bits *row, int64_t width) {                                                                                 \
+        number best = low;                                                                                                                \
+        bits wrong = 0;                                                                                                                   \
+        for (int64_t at = 0; at < width; at++) {                                                                                          \
+            const number value = ORDERED(row[at], number, low);                                                                           \
+            best = value > best ? value : best;                                                                                           \
+            wrong |= (bits)((row[at] & (bits)~(bits)low) > (bits)none);                                                                   \
+        }                                                                                                                                 \
+        for (int64_t at = 0; !wrong && at < width; at++)                                                                                  \
+            if (ORDERED(row[at], number, low) == best) return at;                                                                         \
+        return -1;                                                                                                                        \
+    }
+#define ORDERED(value, number, low) \
+    ((number)(value) == low ? (number)0 : (number)(value) < 0 ? (number)((value) ^ (number)~low) : (number)(value))
+LIKELIEST(likeliest_half, uint16_t, int16_t, INT16_MIN, 0x7f80)
+LIKELIEST(likeliest_whole, uint32_t, int32_t, INT32_MIN, 0x7f800000)
+
+/* The token that is said at a node, by the walk's rule; -1 where there is none. */
+static int64_t said(question *q, int64_t node, float *room) {
+    if (q->rule == GREEDY) {
+        const int64_t at = node * q->width;
+        q->depth++;
+        return q->half ? likeliest_half((const uint16_t *)q->logits + at, q->width) : likeliest_whole((const uint32_t *)q->logits + at, q->width);
+    }
+    const float *law = law_at(q, node, room);
+    const int64_t token = law ? draw(law, q->width, number(q, q->depth - 1, TARGET, 0)) : q->width;
+    return token < q->width ? token : -1;
+}
+
+/* Sample and match, or greedy. Several nodes may stand for the same text; `here` holds them all. Returns how many children were accepted. */
 static int64_t match(question *q, float *room, int64_t *here) {
     int64_t last = 0, count = 1, *next = here + q->nodes;
     here[0] = 0;
     for (;;) {
-        const float *law = law_at(q, here[0], room);
-        if (!law) return -1;
-        const int64_t token = q->token_behind = draw(law, q->width, number(q, q->depth - 1, TARGET, 0));
-        if (token >= q->width) return -1;
+        const int64_t token = q->token_behind = said(q, here[0], room);
+        if (token < 0) return -1;
         int64_t found = 0;
         for (int64_t node = here[0] + 1, at = 0; node < q->nodes; node++) {
             if (q->parent[node] < here[0] && count == 1) break;
@@ -202,5 +232,5 @@ int64_t judge(question *q) {
     int64_t *here = (int64_t *)(numbers + 2 * q->width + most);
     float *room = (float *)(here + 2 * q->nodes);
     q->depth = 0;
-    return q->rejects ? reject(q, room, numbers) : match(q, room, here);
+    return q->rule == REJECT ? reject(q, room, numbers) : match(q, room, here);
 }

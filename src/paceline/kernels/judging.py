@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from enum import IntEnum
 from functools import cache
 from typing import NamedTuple
 
@@ -16,6 +17,14 @@ from paceline.kernels.build import library
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 SEED = (1 << 64) - 1
 READABLE = (torch.float32, torch.bfloat16)
+
+
+class Rule(IntEnum):
+    """How a tree is judged, as in judge.c."""
+
+    MATCH = 0
+    REJECT = 1
+    GREEDY = 2
 
 
 class CDraft(ctypes.Structure):
@@ -33,7 +42,7 @@ class CQuestion(ctypes.Structure):
         ("top_p", ctypes.c_double),
         *((name, ctypes.c_float) for name in ("temperature", "min_p")),
         *((name, POINTER) for name in ("token", "parent", "drafts")),
-        *((name, INTEGER) for name in ("nodes", "drawn", "replacement", "rejects")),
+        *((name, INTEGER) for name in ("nodes", "drawn", "replacement", "rule")),
         ("seed", ctypes.c_uint64),
         ("position", INTEGER),
         *((name, POINTER) for name in ("reached", "accepted")),
@@ -72,7 +81,7 @@ class Judge:
         law: tuple[float, int, float, float],
         seed: int,
         position: int,
-        rejects: bool,
+        rule: Rule,
         wanted: int,
     ) -> Walked | None:
         """Walk down a tree.
@@ -81,10 +90,10 @@ class Judge:
             logits: where those of its root stand, rows one after the other on the CPU.
             half: whether they are bfloat16, else float32.
             width: of the vocabulary.
-            law: temperature (positive), top-k, top-p and min-p.
+            law: temperature (positive unless greedy), top-k, top-p and min-p.
             seed: of the sequence's random numbers.
             position: of the token that is decided at the root.
-            rejects: judge by recursive rejection, else by sample and match.
+            rule: whether tokens are the likeliest, or samples, or trees are judged by recursive rejection.
             wanted: how many likeliest tokens of each law are handed back.
 
         Returns:
@@ -94,7 +103,7 @@ class Judge:
         # what stands behind pointers must outlive the call, so it has names
         token, parent, out = array("q", tree.token), array("q", tree.parent), array("q", bytes(8 * deep * (3 + wanted)))
         probs = array("f", bytes(4 * deep * wanted))
-        proposal = tree.proposal if rejects else None
+        proposal = tree.proposal if rule is Rule.REJECT else None
         held = [] if proposal is None else [_held(node, drawn) for node, drawn in proposal.q.items()]
         drafts = (CDraft * len(held))(*(draft for draft, _ in held))
         found = out.buffer_info()[0]
@@ -113,7 +122,7 @@ class Judge:
             len(token),
             len(held),
             proposal is not None and proposal.replacement,
-            rejects,
+            rule,
             seed & SEED,
             position,
             found,

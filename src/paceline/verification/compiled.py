@@ -1,6 +1,7 @@
-"""Sampling sequences judged by a kernel, on a CPU: the rules of `walk` and `rejection` without an operator to call.
+"""Sequences judged by a kernel, on a CPU: the rules of `walk` and `rejection` without an operator to call.
 
-What the kernel does not cover (penalties, bans, other types and devices) or finds wrong is left to these two, which say what is wrong.
+What the kernel does not cover (penalties, bans, tolerances, other types and devices) or finds wrong is left to these two, which say what is
+wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from paceline.core.request import Sequence
 from paceline.core.sampling import Sampling
 from paceline.core.transform import law_of
 from paceline.core.tree import TokenTree
-from paceline.kernels.judging import READABLE, Walked, judge
+from paceline.kernels.judging import READABLE, Rule, Walked, judge
 from paceline.verification.walk import Path
 
 
@@ -42,9 +43,10 @@ def walked(
     row_bytes = width * logits.element_size()
     for place, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
         sampling = sequence.request.sampling
-        if not sampling.greedy and sampling.plain_logits:
-            law, decided = law_of(sampling), len(sequence.tokens)
-            answer = kernel(tree, address, half, width, law, sequence.seed, decided, rejects(sampling, tree), keeps)
+        if sampling.plain_logits and (tree.tolerance is None or not sampling.greedy):
+            rule = Rule.GREEDY if sampling.greedy else Rule.REJECT if rejects(sampling, tree) else Rule.MATCH
+            wanted = 0 if sampling.greedy else keeps
+            answer = kernel(tree, address, half, width, law_of(sampling), sequence.seed, len(sequence.tokens), rule, wanted)
             if answer is not None:
                 found[place] = answer
         address += row_bytes * len(tree)

@@ -19,6 +19,7 @@ from paceline.core.sampling import Sampling
 from paceline.core.transform import INVALID, Likeliest, argmax_ids, likeliest
 from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import TokenLogprob, Verdict
+from paceline.kernels.judging import Walked
 from paceline.verification.compiled import path, walked
 from paceline.verification.logprobs import token_logprobs
 from paceline.verification.rejection import Rejection
@@ -80,11 +81,12 @@ class Verifier:
         if sum(map(len, trees)) != len(logits):
             raise ValueError(f"{len(logits)} rows of logits for trees of {sum(map(len, trees))} nodes")
         self._likeliest = {}
-        if all(
+        compiled = walked(sequences, trees, logits, self._rejects, self.keeps)
+        if not compiled and all(
             _is_plain_greedy(sequence.request.sampling) and tree.tolerance is None for sequence, tree in zip(sequences, trees, strict=True)
         ):
             return self._judge_greedy(sequences, trees, logits)
-        return self._judge(sequences, trees, logits)
+        return self._judge(sequences, trees, logits, compiled)
 
     def processed(
         self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]
@@ -108,7 +110,7 @@ class Verifier:
         return found
 
     def _judge_greedy(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
-        """The common case: one argmax over all rows, one transfer, then plain Python."""
+        """The common case on a device: one argmax over all rows, one transfer, then plain Python."""
         decided = argmax_ids(logits)
         if INVALID in decided:
             TreeRows(sequences, trees, logits, self._processors).checked(decided.index(INVALID), INVALID)
@@ -118,8 +120,9 @@ class Verifier:
             start += len(tree)
         return verdicts
 
-    def _judge(self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"]) -> list[Verdict]:
-        compiled = walked(sequences, trees, logits, self._rejects, self.keeps)
+    def _judge(
+        self, sequences: Many[Sequence], trees: Many[TokenTree], logits: Float[Tensor, "nodes vocabulary"], compiled: Mapping[int, Walked]
+    ) -> list[Verdict]:
         paths = {index: path(trees[index], answer) for index, answer in compiled.items()}
         scored = [index for index, sequence in enumerate(sequences) if sequence.request.sampling.logprobs is not None]
         logprobs: Mapping[int, tuple[TokenLogprob, ...]] = {}
