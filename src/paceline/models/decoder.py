@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self._ropes = list({spec.mixer.rope: None for spec in config.layers if spec.mixer.rope is not None})
         self._rope_of = [None if spec.mixer.rope is None else self._ropes.index(spec.mixer.rope) for spec in config.layers]
-        self._rotary: dict[RopeSpec, RotaryTable] = {}
+        self._tables: list[RotaryTable] | None = None  # one for each way to rotate, made when it is known for which type and device
         self._tied_head: Linear | None = None
         self.folder: Path | None = None  # of the checkpoint, where there is one: small networks that methods need may lie beside it
         self.stack: Stack | None = None  # all layers in one kernel call, once packed, where this machine and these layers can have it
@@ -179,11 +179,14 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"taps of layers {sorted(batch.taps.layers - self._indices)}; the decoder has layers 0 to {len(self._indices) - 1}"
             )
-        plan = AttentionPlan(batch.segments, batch.positions, self.dtype, self.device, exact)
-        positions = torch.tensor(list(batch.positions), device=self.device)
+        dtype, device = self.embed.weight.dtype, self.embed.weight.device
+        plan = AttentionPlan(batch.segments, batch.positions, dtype, device, exact)
+        positions = torch.tensor(batch.positions, device=device)
         if exact is not None and len(positions) < exact.min_rows:
             positions = torch.nn.functional.pad(positions, (0, exact.min_rows - len(positions)))
-        tables, highest = [self._table(rope) for rope in self._ropes], max(batch.positions)
+        if self._tables is None:
+            self._tables = [RotaryTable(rope, self.config.max_positions, dtype, device) for rope in self._ropes]
+        tables, highest = self._tables, max(batch.positions)
         for table in tables:
             table.reserve(highest + 1)
         if self.relative is not None and batch.taps.lse:
@@ -195,7 +198,8 @@ class Decoder(nn.Module):
     def inputs(self, batch: ForwardBatch, exact: Exactness | None = None) -> Float[Tensor, "rows width"]:
         """Input vectors of the rows, padded to the bit-exact minimum if there is one."""
         if batch.embeddings is None:
-            hidden = self.embed.weight[torch.tensor(batch.ids, device=self.device)]
+            weight = self.embed.weight
+            hidden = torch.embedding(weight, torch.tensor(batch.ids, device=weight.device))
             if self.config.embed_scale != 1.0:
                 hidden = hidden * torch.tensor(self.config.embed_scale, dtype=hidden.dtype)
         else:
@@ -262,12 +266,6 @@ class Decoder(nn.Module):
             return ForwardResult(hidden.new_empty(0, self.config.vocabulary), step.taps, step.plan.mask_bytes)
         logits = self.logits(chosen)
         return ForwardResult(logits if len(logits) == wanted else logits[:wanted], step.taps, step.plan.mask_bytes)
-
-    def _table(self, rope: RopeSpec) -> RotaryTable:
-        if rope not in self._rotary:
-            self._rotary[rope] = RotaryTable(rope, self.config.max_positions, self.dtype, self.device)
-        return self._rotary[rope]
-
 
 def _select(hidden: Tensor, rows: Sequence[int] | None, exact: Exactness | None) -> Tensor:
     """The rows that need logits, kept at the bit-exact minimum height."""

@@ -6,9 +6,11 @@ layer) run in `layers.py`.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from ctypes import Array, addressof
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 from jaxtyping import Float
@@ -66,6 +68,7 @@ class Stack:
         for filled, parts, turn in zip(self.layers, layers, turns, strict=True):
             _fill(filled, *parts)
             filled.path, filled.turn = self.windows.index(parts[1].spec.window), turn
+        self._last: tuple[ref[Tensor] | None, Array[CLayer]] = None, self.layers
         width = self.layers[0].qkv.inputs
         plain = self.windows == [None] and not any(layer.softcap for layer in self.layers)
         self.patterned = plain and all(kernels.gangs(layer.dim) for layer in self.layers)  # whether rows may follow patterns
@@ -94,11 +97,8 @@ class Stack:
         """Hidden states behind the chosen layers; inputs of layers are tapped on the way."""
         hidden = hidden.clone(memory_format=torch.contiguous_format)  # updated in place
         rows, write = len(hidden), step.plan.write
-        layers = type(self.layers).from_buffer_copy(self.layers)  # with this step's pools: other steps may run at the same time
-        for index in chosen:
-            layer, keys = layers[index], step.keys[index]
-            layer.keys, layer.values, layer.slot_stride = keys.data_ptr(), step.values[index].data_ptr(), keys.stride(0)
-        slots = torch.arange(write.start, write.stop) if isinstance(write, slice) else write
+        layers = self._bound(step.keys, step.values)
+        slots = array("q", range(write.start, write.stop) if isinstance(write, slice) else write.tolist())
         longest = max(view.longest for view in views.paths)
         # the tensors behind the pointers must outlive the call, so each has a name
         work = hidden.new_empty(rows * self.work)
@@ -108,7 +108,8 @@ class Stack:
         patterns = (CPattern * len(follow))(*follow)
         factors = [table.factors for table in step.tables]
         turns = (CTurn * len(factors))(*(CTurn(turn.cos.data_ptr(), turn.sin.data_ptr(), turn.cos.shape[-1]) for turn in factors))
-        given = CStep(hidden.data_ptr(), work.data_ptr(), slots.data_ptr(), step.positions.data_ptr(), addressof(seen), addressof(turns))
+        where = slots.buffer_info()[0]
+        given = CStep(hidden.data_ptr(), work.data_ptr(), where, step.positions.data_ptr(), addressof(seen), addressof(turns))
         given.gangs, given.patterns = views.gangs.rows.data_ptr(), addressof(patterns)
         given.rows, given.real, given.width, given.longest = rows, len(slots), hidden.shape[1], longest
         given.ganged, given.kinds = len(views.gangs.rows), len(kinds)
@@ -119,6 +120,18 @@ class Stack:
             start = index
         self.kernels.run(layers, range(start, chosen.stop), given)
         return hidden
+
+
+    def _bound(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Array[CLayer]:
+        """The layers with pools to read and write. Most steps have those of the step before."""
+        pool, layers = self._last
+        if pool is not None and pool() is keys[0]:
+            return layers
+        layers = type(self.layers).from_buffer_copy(self.layers)  # other steps may run at the same time
+        for layer, own_keys, own_values in zip(layers, keys, values, strict=True):
+            layer.keys, layer.values, layer.slot_stride = own_keys.data_ptr(), own_values.data_ptr(), own_keys.stride(0)
+        self._last = ref(keys[0]), layers
+        return layers
 
 
 def _fill(layer: CLayer, mixer_norm: RMSNorm, mixer: Attention, feed_norm: RMSNorm, feed: FeedForward) -> None:
