@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from paceline.kernels.fused import fused
 from paceline.memory.ledger import Ledger
 from paceline.models.config import AttentionSpec, DecoderConfig, FeedForwardSpec, LayerSpec, RopeSpec
 from paceline.models.decoder import Decoder
+from paceline.models.stack import Ends
 
 needs_compiler = pytest.mark.skipif(library("decode-f32") is None, reason="no C compiler on this machine: no fused path")
 
@@ -136,6 +138,52 @@ def test_tree_rows_have_the_bits_of_plain_decoding(dtype: torch.dtype) -> None:
             logits = runner.forward(ForwardBatch([token[member]], [30 + step], [Segment(plain, 1)])).logits
             plain.commit([0])
         assert torch.equal(logits[0], tree[node])
+
+
+WANTED = [None, [0], [4], [3, 4], [4, 1, 1], range(5)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head", ["tied", "own"])
+def test_from_ids_to_logits_in_one_call_has_the_bits_of_part_by_part(dtype: torch.dtype, wanted: list[int] | None, head: str) -> None:
+    whole = decoder(dtype)
+    if head == "own":
+        whole = Decoder(replace(whole.config, tied=False))
+        torch.manual_seed(1)
+        for parameter in whole.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        whole = whole.to(dtype)
+        whole.pack()
+    assert whole.ends is not None
+    parts, wrong = copy.copy(whole), copy.copy(whole)
+    for changed in (parts, wrong):
+        changed.__dict__ = dict(changed.__dict__)
+    parts.ends = None
+    other = Decoder(whole.config).norm.to(dtype)
+    torch.nn.init.normal_(other.weight, std=0.3)
+    other.pack()
+    wrong.ends = Ends.of(whole.ends.table, other, whole.output)
+    found = []
+    for model in (whole, parts, wrong):
+        runner = make_runner(model, slots=50, ledger=Ledger())
+        memory = runner.memory.admit([1] * 8)
+        memory.reserve(5)
+        batch = ForwardBatch([7, 49, 0, 7, 3], [0, 1, 2, 1, 2], [Segment(memory, 5, tree_mask(-1, 0, 1, 0, 3))], logit_rows=wanted)
+        found.append(runner.forward(batch).logits)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])  # the control
+
+
+@needs_compiler
+@pytest.mark.parametrize("token", [-1, 50])
+def test_ids_outside_the_vocabulary_are_refused(token: int) -> None:
+    runner = make_runner(decoder(torch.float32), slots=50, ledger=Ledger())
+    memory = runner.memory.admit([1] * 8)
+    memory.reserve(2)
+    with pytest.raises(IndexError, match="0 to 49"):
+        runner.forward(ForwardBatch([3, token], [0, 1], [Segment(memory, 2)]))
 
 
 def test_the_switch_turns_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:

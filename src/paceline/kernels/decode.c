@@ -38,6 +38,13 @@ static void add_norm(const void *work, int64_t piece) {
     }
 }
 
+/* Units are rows that are wanted. */
+static void norm_wanted(const void *work, int64_t piece) {
+    const phase *p = work;
+    const step *s = p->s;
+    FOR_UNITS(row, p, piece) norm_row(s->hidden + s->wanted[row] * s->width, s->ends->gain, p->out + row * s->width, s->width, s->ends->floor);
+}
+
 /* Units are blocks. out = silu(gate) * up, gate and up side by side in a row. */
 static void silu_gate(const void *work, int64_t piece) {
     const phase *p = work;
@@ -93,12 +100,14 @@ static void shared_product(const linear *weight, const element *x, element *out,
     share_out(multiply_piece, p, weight->inputs * weight->outputs, threads);
 }
 
-/* Layers first .. last - 1, in place on the hidden states. */
+/* Layers first .. last - 1, in place on the hidden states; with ends, from ids to logits. */
 void run(const layer *layers, int64_t first, int64_t last, const step *s, int64_t threads) {
     threads = gather(threads);
     const int64_t rows = s->rows, width = s->width;
     element *normed = s->work, *delta = normed + rows * width, *narrow = delta + rows * width;
     const element *added = NULL;
+    for (int64_t row = 0; s->ends && row < rows; row++)
+        memcpy(s->hidden + row * width, s->ends->table + s->ids[row] * width, width * sizeof(element));
     for (const layer *l = layers + first; l < layers + last; l++) {
         const int64_t inner = l->out.inputs, feed = l->down.inputs, heads = l->heads + 2 * l->kv_heads;
         element *wide = narrow + rows * (inner > feed ? inner : feed);
@@ -120,6 +129,10 @@ void run(const layer *layers, int64_t first, int64_t last, const step *s, int64_
         added = delta;
     }
     share_out(add_norm, (phase){.s = s, .in = added, .units = rows}, rows * width, threads);
+    if (s->ends && s->asked) {
+        share_out(norm_wanted, (phase){.s = s, .out = normed, .units = s->asked}, s->asked * width, threads);
+        shared_product(&s->ends->head, normed, s->logits, s->asked, threads);
+    }
     dismiss();
 }
 

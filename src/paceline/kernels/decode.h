@@ -33,6 +33,14 @@ typedef struct {
     int64_t blocks, most, tile;
 } pattern;
 
+/* What stands before the layers and behind them: rows of a table, a norm and a product, of the `wanted` rows only. */
+typedef struct {
+    const element *table;
+    const float *gain;
+    linear head;
+    float floor;
+} ends;
+
 typedef struct {
     element *hidden;
     element *work;        /* rows x (2 x width + widest of queries and gate + widest of qkv and gate_up) elements */
@@ -43,6 +51,10 @@ typedef struct {
     const gang *gangs;       /* in row order; all other rows read all of their paths */
     const pattern *patterns; /* `kinds` of each layer */
     int64_t rows, real, width, longest, ganged, kinds;
+    const ends *ends; /* NULL: hidden states are given, and wanted back */
+    const int64_t *ids, *wanted;
+    int64_t asked; /* how many are wanted */
+    element *logits;
 } step;
 
 /* One phase: `units` independent units of work, cut into `pieces`. */

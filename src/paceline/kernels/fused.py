@@ -55,12 +55,21 @@ class CPattern(ctypes.Structure):
     _fields_ = (("index", POINTER), ("counts", POINTER), ("blocks", INTEGER), ("most", INTEGER), ("tile", INTEGER))
 
 
+class CEnds(ctypes.Structure):
+    """`ends` of decode.h."""
+
+    _fields_ = (("table", POINTER), ("gain", POINTER), ("head", CLinear), ("floor", REAL))
+
+
 class CStep(ctypes.Structure):
     """`step` of decode.h."""
 
     _fields_ = (
         *((name, POINTER) for name in ("hidden", "work", "slots", "positions", "paths", "turns", "gangs", "patterns")),
         *((name, INTEGER) for name in ("rows", "real", "width", "longest", "ganged", "kinds")),
+        *((name, POINTER) for name in ("ends", "ids", "wanted")),
+        ("asked", INTEGER),
+        ("logits", POINTER),
     )
 
 

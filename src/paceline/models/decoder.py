@@ -14,7 +14,7 @@ from paceline.attention.cross import CrossPlan
 from paceline.attention.plan import AttentionPlan, Exactness
 from paceline.core.batch import ForwardBatch, ForwardResult
 from paceline.kernels.fused import fused
-from paceline.models.config import DecoderConfig, FeedForwardSpec, LayerSpec, RopeSpec
+from paceline.models.config import DecoderConfig, FeedForwardSpec, LayerSpec
 from paceline.models.cross import CrossAttention
 from paceline.models.layers import Attention, FeedForward, PlainFeedForward, RMSNorm, Step
 from paceline.models.linear import Linear
@@ -22,7 +22,7 @@ from paceline.models.moe import MoE
 from paceline.models.norms import make_norm
 from paceline.models.positions import RelativeBias, make_positions
 from paceline.models.rope import RotaryTable
-from paceline.models.stack import Stack, fusable
+from paceline.models.stack import Ends, Stack, fusable
 
 PACKED_PARTS = (Attention, CrossAttention, FeedForward, PlainFeedForward, RMSNorm)
 
@@ -107,6 +107,7 @@ class Decoder(nn.Module):
         self._tied_head: Linear | None = None
         self.folder: Path | None = None  # of the checkpoint, where there is one: small networks that methods need may lie beside it
         self.stack: Stack | None = None  # all layers in one kernel call, once packed, where this machine and these layers can have it
+        self.ends: Ends | None = None  # and what stands around them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,6 +130,11 @@ class Decoder(nn.Module):
         packed = all(part.panels is not None for part in self.modules() if isinstance(part, Linear))
         if kernels is not None and packed and fusable(self.config):
             self.stack = Stack(kernels, [layer.parts() for layer in self._layers], [rope or 0 for rope in self._rope_of])
+            config = self.config
+            plain = config.embed_scale == config.head_scale == 1.0 and config.logit_softcap is None and not config.never
+            bare = self.positions is None and self.embed_norm is None and self.logit_bias is None
+            if plain and bare and isinstance(self.norm, RMSNorm) and self.norm.packed is not None and self.output.panels is not None:
+                self.ends = Ends.of(self.embed.weight.detach().contiguous(), self.norm, self.output)
 
     def borrow_embedding(self, embed: nn.Embedding) -> None:
         """Embed with another decoder's table, which stays that decoder's submodule alone."""
@@ -253,6 +259,8 @@ class Decoder(nn.Module):
             exact: pad shapes so that bits do not depend on the number of rows.
         """
         step = self.step(batch, keys, values, exact)
+        if (straight := self._straight(batch, step, exact)) is not None:
+            return ForwardResult(straight, step.taps, step.plan.mask_bytes)
         hidden = self.run(self.inputs(batch, exact), step)
         rows = batch.rows
         wanted = rows if batch.logit_rows is None else len(batch.logit_rows)
@@ -266,6 +274,17 @@ class Decoder(nn.Module):
             return ForwardResult(hidden.new_empty(0, self.config.vocabulary), step.taps, step.plan.mask_bytes)
         logits = self.logits(chosen)
         return ForwardResult(logits if len(logits) == wanted else logits[:wanted], step.taps, step.plan.mask_bytes)
+
+    def _straight(self, batch: ForwardBatch, step: Step, exact: Exactness | None) -> Float[Tensor, "wanted vocabulary"] | None:
+        """Logits in one kernel call, where nothing is asked for on the way and layers, ends and rows are plain."""
+        wanted = range(len(batch.ids)) if batch.logit_rows is None else batch.logit_rows
+        if self.ends is None or self.stack is None or exact is not None or batch.embeddings is not None or not wanted:
+            return None
+        if batch.taps.final_hidden or batch.taps.layers:
+            return None
+        views = self.stack.views(step)
+        return None if views is None else self.stack.logits(batch.ids, wanted, step, views, self.ends)
+
 
 def _select(hidden: Tensor, rows: Sequence[int] | None, exact: Exactness | None) -> Tensor:
     """The rows that need logits, kept at the bit-exact minimum height."""

@@ -20,10 +20,13 @@ from paceline.attention.gangs import Gangs, gangs
 from paceline.attention.paths import Paths, paths
 from paceline.attention.sparse_pattern import BlockPattern
 from paceline.core.batch import TapRequest
-from paceline.kernels.fused import LANES, WIDEST_HEAD, CLayer, CLinear, CPath, CPattern, CStep, CTurn, Fused
+from paceline.kernels.fused import LANES, WIDEST_HEAD, CEnds, CLayer, CLinear, CPath, CPattern, CStep, CTurn, Fused
 from paceline.models.config import DecoderConfig
 from paceline.models.layers import Attention, FeedForward, RMSNorm, Step
 from paceline.models.linear import Linear
+
+
+NOBODY = Gangs(torch.empty(0, 4, dtype=torch.int64), ())  # all rows read all of their paths
 
 
 def fusable(config: DecoderConfig) -> bool:
@@ -50,6 +53,24 @@ class Views:
 
     paths: Sequence[Paths]
     gangs: Gangs
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What stands before the layers and behind them, as the kernel takes it.
+
+    Args:
+        table: of embeddings.
+        struct: pointers to it, to the final norm and to the head.
+    """
+
+    table: Float[Tensor, "vocabulary width"]
+    struct: CEnds
+
+    @classmethod
+    def of(cls, table: Float[Tensor, "vocabulary width"], norm: RMSNorm, head: Linear) -> Ends:
+        """Of packed parts."""
+        return cls(table, CEnds(table.data_ptr(), _gain(norm), _struct(head), norm.floor_square))
 
 
 class Stack:
@@ -79,7 +100,7 @@ class Stack:
         """What the step's rows see, or `None` where only the usual layers can do what is asked."""
         if _inside(step.wanted):
             return None
-        some = Gangs(torch.empty(0, 4, dtype=torch.int64), ())
+        some = NOBODY
         if step.plan.own:
             found_gangs = gangs(step.plan.segments, len(self.layers)) if self.patterned else None
             if found_gangs is None:
@@ -93,14 +114,40 @@ class Stack:
             found.append(seen)
         return Views(found, some)
 
+    def logits(self, ids: Sequence[int], wanted: Sequence[int], step: Step, views: Views, ends: Ends) -> Float[Tensor, "wanted vocabulary"]:
+        """From ids to the logits of wanted rows, which there must be.
+
+        Raises:
+            IndexError: for an id outside the table.
+        """
+        table, head = ends.table, ends.struct.head
+        if min(ids) < 0 or max(ids) >= len(table):
+            raise IndexError(f"token ids from {min(ids)} to {max(ids)}; those of this model are 0 to {len(table) - 1}")
+        hidden, logits = table.new_empty(len(ids), table.shape[1]), table.new_empty(len(wanted), head.outputs)
+        given, places = array("q", ids), array("q", wanted)
+        at = (addressof(ends.struct), given.buffer_info()[0], places.buffer_info()[0], len(places), logits.data_ptr())
+        self._run(hidden, step, views, range(len(self.layers)), at)
+        return logits
+
     def run(self, hidden: Float[Tensor, "rows width"], step: Step, views: Views, chosen: range) -> Float[Tensor, "rows width"]:
         """Hidden states behind the chosen layers; inputs of layers are tapped on the way."""
         hidden = hidden.clone(memory_format=torch.contiguous_format)  # updated in place
+        self._run(hidden, step, views, chosen)
+        return hidden
+
+    def _run(
+        self, hidden: Float[Tensor, "rows width"], step: Step, views: Views, chosen: range, ends: tuple[int, ...] = (0, 0, 0, 0, 0)
+    ) -> None:
+        """Run layers in place on hidden states.
+
+        Args:
+            ends: the last fields of `CStep`.
+        """
         rows, write = len(hidden), step.plan.write
         layers = self._bound(step.keys, step.values)
         slots = array("q", range(write.start, write.stop) if isinstance(write, slice) else write.tolist())
         longest = max(view.longest for view in views.paths)
-        # the tensors behind the pointers must outlive the call, so each has a name
+        # what stands behind pointers must outlive the call, so it has names
         work = hidden.new_empty(rows * self.work)
         seen = (CPath * len(views.paths))(*(CPath(view.first.buffer_info()[0], view.runs.buffer_info()[0]) for view in views.paths))
         kinds = views.gangs.kinds
@@ -113,14 +160,13 @@ class Stack:
         given.gangs, given.patterns = views.gangs.rows.data_ptr(), addressof(patterns)
         given.rows, given.real, given.width, given.longest = rows, len(slots), hidden.shape[1], longest
         given.ganged, given.kinds = len(views.gangs.rows), len(kinds)
+        given.ends, given.ids, given.wanted, given.asked, given.logits = ends
         start = chosen.start
         for index in sorted(step.wanted.layer_inputs.intersection(chosen)):
             self.kernels.run(layers, range(start, index), given)
             step.taps.layer_inputs[index] = hidden.clone()
             start = index
         self.kernels.run(layers, range(start, chosen.stop), given)
-        return hidden
-
 
     def _bound(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Array[CLayer]:
         """The layers with pools to read and write. Most steps have those of the step before."""
