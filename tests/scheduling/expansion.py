@@ -27,7 +27,7 @@ class ExpansionRunner(DenseRunner):
         longest: list[tuple[DenseRow, DenseRow]] = []
         start = 0
         for segment in batch.segments:
-            assert segment.mask is None, "expansion covers chains"
+            assert segment.visible() is None, "expansion covers chains"
             assert segment.offsets is None, "expansion covers whole drafts"
             row = segment.memory
             assert isinstance(row, DenseRow)

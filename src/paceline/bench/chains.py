@@ -104,8 +104,9 @@ class TableRunner:
         offsets = list(segment.offsets if segment.offsets is not None else range(segment.rows))
         memory.scratch.update(zip(offsets, zip(ids, positions, strict=True), strict=True))
         laws = []
+        mask = segment.visible()
         for at, (token, position) in enumerate(zip(ids, positions, strict=True)):
-            visible = range(offsets[at]) if segment.mask is None else segment.mask[at].nonzero().flatten().tolist()
+            visible = range(offsets[at]) if mask is None else mask[at].nonzero().flatten().tolist()
             before = [memory.scratch[row][0] for row in visible if memory.scratch[row][1] == position - 1]
             if position > 0 and not before:
                 before = [memory.tokens[position - 1]]

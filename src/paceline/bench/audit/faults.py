@@ -40,7 +40,7 @@ class LeakingMask(Runner):
     """Tree nodes see the siblings drafted before them, as under a plain causal mask."""
 
     def forward(self, batch: ForwardBatch) -> ForwardResult:
-        return super().forward(replace(batch, segments=[replace(segment, mask=None) for segment in batch.segments]))
+        return super().forward(replace(batch, segments=[replace(segment, mask=None, tree=None) for segment in batch.segments]))
 
 
 class DroppedRow(Runner):
