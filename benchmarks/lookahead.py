@@ -104,8 +104,6 @@ def host_time(decoding_length: int, repeats: int) -> list[dict[str, Any]]:
         drafter = Lookahead.build(config, DraftContext(4096, frozenset(), lambda rows: 1.0))
         for text in texts:
             drafter.learn(text)
-        for store in drafter.stores.values():
-            store.settle()
         sequence = Sequence(0, Request(tuple(texts[0]), max_tokens=100))
         ask = partial(drafter.propose, [sequence], [DraftLimits(decoding_length, 64)])
         nodes = len(ask()[0]) - 1
@@ -171,8 +169,6 @@ def measure(model: str, count: int, warm_count: int, max_tokens: int, length: in
                 if trie == "warm" and isinstance(drafter, Lookahead):
                     for answer in answers:
                         drafter.learn(answer)
-                    for store in drafter.stores.values():
-                        store.settle()
                 gc.collect()
                 runs[trie, method].append(decode(llm, asked, max_tokens))
         plain = runs["", "none"]

@@ -12,7 +12,7 @@ from paceline.core.registry import parse
 from paceline.core.request import FinishReason, Request, Sequence
 from paceline.core.rng import key
 from paceline.drafting.base import DraftLimits
-from paceline.drafting.lookahead.select import best_first, side_by_side
+from paceline.drafting.lookahead.select import Selection, side_by_side
 from paceline.drafting.lookahead.trie import Forest
 from paceline.verification.walk import follow
 
@@ -47,8 +47,9 @@ def test_prompts_are_released_and_outputs_stay() -> None:
     assert (3, 4) in paths(trees[0])
     assert all(len(drafted(drafter, [9, token])) == 1 for token in (1, 3, 4))  # nobody else sees the prompt
     assert paths(drafted(drafter, [9, 2])) == {(7,), (7, 7), (7, 7, 7)}  # but the answer, from the border on
-    stored = {token for tree in drafter.stores[""].trees.values() for token in tree.root.below or {}}  # type: ignore[union-attr]
-    assert stored == {7}
+    store = drafter.stores[""]
+    assert isinstance(store, Forest)
+    assert {token for root in store.trees for token, parent, _ in store.nodes(root) if parent >= 0} == {7}
     assert sequence.uid not in drafter._rows
 
 
@@ -149,7 +150,6 @@ def test_limits_hold(mode: str, store: str, limit: DraftLimits) -> None:
     drafter = lookahead(mode=mode, store=store, decoding_length=20)
     for first in range(20):
         drafter.learn([1, 2, first, *range(first, first + 30)])
-    drafter.stores[""].settle()
     tree = drafted(drafter, [1, 2], limit.nodes, limit.depth)
     assert len(tree) - 1 <= min(limit.nodes, 19)
     assert max(tree.depth) <= min(limit.depth, 12)
@@ -179,49 +179,40 @@ def test_preemption_counts_nothing_twice() -> None:
         more.tokens.append(cycle(more.tokens))
     more.finish_reason = FinishReason.LENGTH
     broken.release(more)
-    for drafter in (whole, broken):
-        drafter.stores[""].settle()
-    first, second = (
-        {token: tree.root.freq for token, tree in drafter.stores[""].trees.items()}  # type: ignore[union-attr]
-        for drafter in (whole, broken)
-    )
+    first, second = ({root: store.nodes(root) for root in store.trees} for store in (whole.stores[""], broken.stores[""]))  # type: ignore[union-attr]
     assert first == second
-    assert max(first.values()) == 1
+    assert max(tree[0][2] for tree in first.values()) == 1
 
 
-def test_insertion_per_step_is_bounded_and_nothing_is_lost() -> None:
-    drafter = lookahead(chunk=3)
+def test_what_was_learned_is_drafted_from_at_once() -> None:
+    drafter = lookahead()
     drafter.learn(list(range(100)))
-    before = drafter.stores[""].waiting
-    sequence = Sequence(10**6, Request((150,), max_tokens=50))
-    drafter.propose([sequence], [DraftLimits(4, 4)])
-    assert before - drafter.stores[""].waiting <= 3
-    play(drafter, [170], 1, cycle)
-    assert before - drafter.stores[""].waiting <= 6
-    drafter.stores[""].settle()
     assert (1, 2, 3) in paths(drafted(drafter, [0]))
+    assert (99,) in paths(drafted(drafter, [98]))
 
 
 def test_large_trees_are_squeezed_when_a_request_ends() -> None:
     drafter = lookahead(max_output_node=30, squeeze_after=1)
     for first in range(20):
         play(drafter, [1], 20, lambda tokens, first=first: (tokens[-1] * 7 + first) % VOCABULARY)  # type: ignore[misc]
-    store = drafter.stores[""]
-    store.settle()
-    drafter.release(play(drafter, [1], 2, cycle, finish=False)[0])
-    play(drafter, [1], 2, cycle)
+        store = drafter.stores[""]
+        assert isinstance(store, Forest)
+        assert not store.changed
+        assert store.trees
+        assert all(len(store.nodes(root)) <= 1 + 30 for root in store.trees)
+    free = lookahead(squeeze_after=10**6)
+    for first in range(20):
+        play(free, [1], 20, lambda tokens, first=first: (tokens[-1] * 7 + first) % VOCABULARY)  # type: ignore[misc]
+    store = free.stores[""]
     assert isinstance(store, Forest)
-    assert all(tree.size <= 30 for token, tree in store.trees.items() if token not in store.changed)
-    assert len(store.changed) <= 1
+    assert max(len(store.nodes(root)) for root in store.trees) > 1 + 30  # so there was something to squeeze
 
 
 def test_side_by_side_branches_are_accepted_like_the_tree() -> None:
     forest = Forest(4)
     for text in ([1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 5, 7], [1, 8, 9]):
         forest.add(tuple(text), 0, 1)
-    node = forest.find([1])
-    assert node is not None
-    picked = best_first(node.ranking(), 64, 4).picked()
+    picked = Selection()([1], None, forest, 64, 4)
     tree, flat = picked.tree(1), side_by_side(picked, 1000).tree(1)
     assert len(flat) > len(tree)
     for wanted in ([2, 3, 4, 0], [2, 5, 6, 0], [2, 5, 7, 0], [2, 5, 0], [8, 9, 0], [3], [2, 0]):

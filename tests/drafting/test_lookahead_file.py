@@ -10,6 +10,7 @@ import pytest
 from lookahead_games import VOCABULARY, drafted, lookahead, play
 
 from paceline.core.errors import UsageError
+from paceline.drafting.lookahead.trie import Forest
 
 
 def target(tokens: list[int]) -> int:
@@ -35,13 +36,44 @@ def test_a_loaded_forest_drafts_the_same(tmp_path: Path, store: str) -> None:
     assert len(drafted(loaded, [4, 5], tenant="a")) > 8
 
 
-def test_saving_settles_and_squeezes(tmp_path: Path) -> None:
+def test_saving_squeezes(tmp_path: Path) -> None:
     drafter = lookahead(max_output_node=20)
     drafter.learn([1, *range(20), 1, *range(30), 1, 5, 1, 6, 1, 7, 8, 9])
+    before = drafter.stores[""]
+    assert isinstance(before, Forest)
+    assert len(before.nodes(1)) > 1 + 20
     drafter.save(tmp_path / "f")
     store = lookahead(forest=str(tmp_path / "f")).stores[""]
-    assert store.waiting == 0
-    assert all(0 < tree.size <= 20 for tree in store.trees.values())  # type: ignore[union-attr]
+    assert isinstance(store, Forest)
+    assert store.trees
+    assert all(1 < len(store.nodes(root)) <= 1 + 20 for root in store.trees)
+
+
+def test_every_count_survives_a_file_whatever_was_squeezed(tmp_path: Path) -> None:
+    drafter = lookahead(max_output_node=12)
+    for text in ([1, 2, 3, 1, 2, 4], [1, 2, 3, 5], [1, 2], [1, 2, 3, 1, 2, 4]):
+        for _ in range(3):
+            drafter.learn(text)
+    drafter.save(tmp_path / "f")
+    loaded = lookahead(forest=str(tmp_path / "f"))
+    one, other = drafter.stores[""], loaded.stores[""]
+    assert isinstance(one, Forest)
+    assert isinstance(other, Forest)
+    found = {root: other.nodes(root) for root in other.trees}
+    assert found == {root: one.nodes(root) for root in one.trees}
+    assert {count for tree in found.values() for _, _, count in tree} - {1.0}  # not only what was seen once
+
+
+def test_files_of_tries_that_stored_their_nodes_are_read(tmp_path: Path) -> None:
+    """As they were written before: by stretches, and roots count what was squeezed away below them."""
+    drafter = lookahead()
+    drafter.learn([1, 2])
+    drafter.save(tmp_path / "f.npz")
+    token, parent = np.array([1, 2, 3, 4, 5], np.int32), np.array([-1, 0, 1, 1, 0])
+    path = changed(tmp_path / "f.npz", **{"0_token": token, "0_parent": parent, "0_freq": np.array([4.0, 2.0, 1.0, 0.5, 1.0])})
+    store = lookahead(forest=str(path)).stores[""]
+    assert isinstance(store, Forest)
+    assert store.nodes(1) == [(1, -1, 3.0), (2, 0, 2.0), (3, 1, 1.0), (4, 1, 0.5), (5, 0, 1.0)]
 
 
 def changed(path: Path, **arrays: object) -> Path:

@@ -73,7 +73,6 @@ def test_a_replay_is_drafted_from_the_table() -> None:
         return (tokens[-1] * 21 + 13) % VOCABULARY
 
     play(drafter, [7, 5], 60, target)
-    drafter.stores[""].settle()
     _, trees = play(drafter, [7, 5], 60, target)
     assert len(trees) == -(-60 // 9)
     assert len(drafted(drafter, [5])) == 1  # a pair is needed

@@ -24,9 +24,8 @@ class LookaheadConfig:
         output_weight: of outputs beside the prompt when ranking in `mix`; small means the prompt comes first.
         reserve_output, reserve_input: share of an overfull `mix` tree kept for the likeliest branches of that source alone.
         max_output_node: nodes of one output tree (all that followed one token) beyond which it is squeezed.
-        max_node: nodes of one prompt tree beyond which it grows no more.
+        max_node: tokens kept in one prompt tree beyond which it grows no more.
         squeeze_after: changed output trees after which sizes are checked, when a request ends.
-        chunk: most positions inserted per step, and per look-up; the rest waits.
         stop_words: ids joined by x, as in 13x198, that are no query by themselves and root no output tree (punctuation).
         forest: file written by `paceline warm` to start from.
         scope: tenant of requests that name none; tenants never draft from one another's outputs.
@@ -48,7 +47,6 @@ class LookaheadConfig:
     max_output_node: int = 512
     max_node: int = 65536
     squeeze_after: int = 1024
-    chunk: int = 256
     stop_words: str = ""
     forest: str = ""
     scope: str = ""
@@ -57,7 +55,7 @@ class LookaheadConfig:
 
     def __post_init__(self) -> None:
         lowest = {"decoding_length": 1, "branch_length": 0, "max_query": 1, "max_output_node": 1, "max_node": 1, "squeeze_after": 1}
-        for name, least in (lowest | {"chunk": 1, "max_scopes": 1, "table_bytes": 1 << 12}).items():
+        for name, least in (lowest | {"max_scopes": 1, "table_bytes": 1 << 12}).items():
             if getattr(self, name) < least:
                 raise UsageError(f"lookahead: {name}={getattr(self, name)} must be at least {least}")
         for name in ("output_weight", "reserve_output", "reserve_input"):

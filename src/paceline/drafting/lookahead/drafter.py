@@ -16,8 +16,8 @@ from paceline.drafting.lookahead.branch_table import BranchTable
 from paceline.drafting.lookahead.budget import Record, critical_length, worthwhile
 from paceline.drafting.lookahead.config import LookaheadConfig
 from paceline.drafting.lookahead.forest_file import Store, read_forest, write_forest
-from paceline.drafting.lookahead.select import Picked, best_branch, best_first, mixed, side_by_side
-from paceline.drafting.lookahead.trie import SURE, Forest, Place, segments
+from paceline.drafting.lookahead.select import Picked, Selection, repeated, side_by_side
+from paceline.drafting.lookahead.trie import Forest, segments
 from paceline.drafting.rest import Questions, Rest
 from paceline.planning.cost import ForwardCost, StepWatch
 
@@ -25,8 +25,7 @@ NOTHING = Picked()
 DOUBT = 16  # questions in vain after which likely candidates are sent although they seem too dear: the cost of rows may be misjudged
 LIKELY = 0.5
 PIECE = 8  # positions that are noted together: each step's few by themselves would cost more than they bring
-BACKLOG = 16  # chunks of noted positions that wait until they are asked for
-RECENT = 0  # stands for the length of the query where candidates come from output that is not inserted yet
+RECENT = 0  # stands for the length of the query where candidates come from output that is not noted yet
 
 
 @dataclass(slots=True)
@@ -35,14 +34,14 @@ class Row:
 
     Args:
         prompt: what followed each token in its prompt; nothing where the prompt is not drafted from.
-        inserted: the next position of its text that is to root an output.
+        noted: the next position of its text that is to root an output.
         found, query: candidates of the last step, and the length of the suffix they were found by.
         rest, asked: when candidates are looked for, and whether they were in this step.
         vain: questions since one of them brought an accepted token.
     """
 
     prompt: Forest | None
-    inserted: int
+    noted: int
     found: Picked = field(default_factory=Picked)
     query: int = 0
     rest: Rest = field(default_factory=Rest)
@@ -72,6 +71,9 @@ class Lookahead:
         self.record = Record(config.max_query)
         self.stores: dict[str, Store] = {}
         self._stops = config.stops
+        self._select = Selection(config.output_weight, config.reserve_input, config.reserve_output, config.shape == "one")
+        self._shares = config.source != "input"  # whether outputs are drafted from
+        self._stored = config.stored_length
         self._rows: dict[int, Row] = {}
         self._watch = StepWatch(self.cost)
         self._questions = Questions()
@@ -151,7 +153,7 @@ class Lookahead:
         row = self._rows.pop(sequence.uid, None)
         if not sequence.finished:
             if row is not None:
-                self._preempted[sequence] = row.inserted
+                self._preempted[sequence] = row.noted
             return
         if row is None:  # others drafted for it; its answer is learned all the same
             row = Row(None, self._preempted.pop(sequence, sequence.prompt_length - 1))
@@ -168,8 +170,8 @@ class Lookahead:
     def learn(self, tokens: Many[int], scope: str = "") -> None:
         """Take a text in as if it had been answered before (warm-up)."""
         store = self._scoped(scope or self.config.scope)
-        for segment in segments(tokens, self.eos):
-            store.add(segment, 0, len(segment), self._stops)
+        for _, segment in segments(tokens, self.eos):
+            _add(store, segment, 0, len(segment), self._stops)
 
     def forget(self) -> None:
         """Forget all outputs but those of the option `forest`, and how often candidates were right. Only while nothing runs."""
@@ -187,85 +189,54 @@ class Lookahead:
         self.stores.update(read_forest(path, self._new_store, self.vocabulary))
 
     def save(self, path: Path) -> None:
-        """Write all scopes to a file that the option `forest` reads. Everything noted is inserted, and trees are squeezed, first.
+        """Write all scopes to a file that the option `forest` reads. Trees are squeezed first.
 
         Raises:
             UsageError: if it cannot be written.
         """
         for store in self.stores.values():
-            store.settle()
             if isinstance(store, Forest):
                 store.squeeze(self.config.max_output_node)
         write_forest(path, self.stores, self.vocabulary)
 
     def _learn(self, sequence: Sequence, row: Row, verdict: Verdict) -> None:
-        """Learn which candidates were right, and note new output. It is inserted when its tree is asked, so that what nobody asks for costs
-        little; only a long backlog is worked off before, a bounded part of it with every step."""
+        """Learn which candidates were right, and note new output."""
         row.vain = 0 if verdict.accepted else row.vain
         if row.found:
             self.record.observe(row.found, row.query, verdict.tokens)
             row.found = NOTHING
-        store = self._store(sequence)
-        stop = len(sequence.tokens) - self.config.stored_length
-        if stop - row.inserted >= PIECE:
-            self._note(store, sequence, row, stop)
-        if store.waiting > BACKLOG * self.config.chunk:
-            store.settle(self.config.chunk)
+        stop = len(sequence.tokens) - self._stored
+        if stop - row.noted >= PIECE:
+            self._note(self._store(sequence), sequence, row, stop)
 
     def _find(self, sequence: Sequence, row: Row, nodes: int, depth: int) -> tuple[Picked, int]:
         """Candidates below the pending token in pre-order, and the length of the suffix they follow."""
         if nodes < 1 or depth < 1:
             return NOTHING, 0
+        config, tokens = self.config, sequence.tokens
         store = self._store(sequence)
         if isinstance(store, BranchTable):
-            if len(sequence.tokens) < 2:
+            if len(tokens) < 2:
                 return NOTHING, 0
-            branches = 1 if self.config.shape == "one" else max(1, -(-nodes // store.length))
-            first, second = sequence.tokens[-2:]
-            return store.draft(first, second, branches, nodes, depth), min(2, self.config.max_query)
+            branches = 1 if config.shape == "one" else max(1, -(-nodes // store.length))
+            return store.draft(tokens[-2], tokens[-1], branches, nodes, depth), min(2, config.max_query)
+        outputs = store if self._shares else None
         best, size = NOTHING, 0
-        longest = min(self.config.max_query, len(sequence.tokens))
+        suffix = tokens[-config.max_query :]
+        longest, enough = len(suffix), min(config.branch_length, nodes, depth)
         for length in range(longest, 0, -1):
-            query = sequence.tokens[-length:]
-            if length == 1 and query[0] in self._stops:
+            if length == 1 and suffix[-1] in self._stops:
                 break
-            prompt = row.prompt.find(query, self.config.chunk) if row.prompt is not None else None
-            outputs = store.find(query, self.config.chunk) if self.config.source != "input" else None
-            picked = self._pick(prompt, outputs, nodes, depth)
+            picked = self._select(suffix[longest - length :], row.prompt, outputs, nodes, depth)
             if len(picked) > len(best):
                 best, size = picked, length
-            if len(best) >= min(self.config.branch_length, nodes, depth):
+            if len(best) >= enough:
                 break
-        if size < longest and self.config.source != "input":
-            recent = self._recent(sequence, row, min(nodes, depth))
+        if size < longest and self._shares:
+            recent = repeated(tokens, max(row.noted, 0), min(nodes, depth), self.eos)
             if recent:
                 return recent, RECENT
         return best, size
-
-    def _recent(self, sequence: Sequence, row: Row, length: int) -> Picked:
-        """What followed the last two tokens in output too young to be inserted, taken to repeat with that period."""
-        tokens = sequence.tokens
-        end = len(tokens) - 1
-        for at in range(end - 1, max(row.inserted, 0), -1):
-            if tokens[at] == tokens[end] and tokens[at - 1] == tokens[end - 1]:
-                copied = [tokens[at + 1 + step % (end - at)] for step in range(length)]
-                stop = next((step for step, token in enumerate(copied) if token in self.eos), length)
-                return Picked(copied[:stop], list(range(-1, stop - 1)), [SURE] * stop)
-        return NOTHING
-
-    def _pick(self, prompt: Place | None, outputs: Place | None, nodes: int, depth: int) -> Picked:
-        """The best candidates below the place that a query led to in each source."""
-        config = self.config
-        only = prompt or outputs
-        if only is None:
-            return NOTHING
-        if config.shape == "one":
-            first = prompt if prompt is not None and prompt.ranking() else outputs or only  # as in a tree, the prompt ranks first
-            return best_branch(first, min(nodes, depth))
-        if prompt is None or outputs is None:
-            return best_first(only.ranking(), nodes, depth).picked()
-        reserve = (int(config.reserve_input * nodes), int(config.reserve_output * nodes))
-        return mixed(prompt, outputs, config.output_weight, nodes, depth, reserve)
 
     def _row(self, sequence: Sequence) -> Row:
         row = self._rows.get(sequence.uid)
@@ -273,7 +244,7 @@ class Lookahead:
             prompt = None
             if self.config.source != "output" and self.config.store == "trie":
                 prompt = Forest(self.config.stored_length, self.config.max_node)
-                for segment in segments(sequence.request.prompt, self.eos):
+                for _, segment in segments(sequence.request.prompt, self.eos):
                     prompt.add(segment, 0, len(segment))
             # The last prompt token roots an output: what an answer begins with is learned too, and nothing else of the prompt.
             row = Row(prompt, self._preempted.pop(sequence, sequence.prompt_length - 1))
@@ -282,19 +253,18 @@ class Lookahead:
 
     def _note(self, store: Store, sequence: Sequence, row: Row, stop: int) -> None:
         """Hand the positions before `stop` to the store, with all the text there is behind them, cut at end-of-sequence ids."""
-        start = row.inserted
-        if stop <= start or self.config.source == "input":
+        start = row.noted
+        if stop <= start or not self._shares:
             return
-        row.inserted = stop
+        row.noted = stop
         lead = 1 if start > 0 and self.config.store == "table" else 0  # pairs need the token before
         text = sequence.tokens[start - lead : stop + self.config.stored_length]
-        at = start - lead
-        for segment in _placed(text, self.eos):
-            first = segment[0] + at
+        for index, segment in segments(text, self.eos):
+            first = index + start - lead
             begin = start - first if start > first else 0
-            store.add(segment[1], begin, stop - first, self._stops)
+            _add(store, segment, begin, stop - first, self._stops)
             if row.prompt is not None:
-                row.prompt.add(segment[1], begin, stop - first)
+                row.prompt.add(segment, begin, stop - first)
 
     def _store(self, sequence: Sequence) -> Store:
         return self._scoped(sequence.request.tenant or self.config.scope)
@@ -317,14 +287,8 @@ class Lookahead:
         return BranchTable(self.vocabulary, config.branch_length, branches, config.table_bytes)
 
 
-def _placed(text: Many[int], eos: frozenset[int]) -> list[tuple[int, tuple[int, ...]]]:
-    """The stretches between end-of-sequence ids with the index each begins at."""
-    if eos.isdisjoint(text):
-        return [(0, tuple(text))]
-    found: list[tuple[int, tuple[int, ...]]] = []
-    begin = 0
-    for at in (*(at for at, token in enumerate(text) if token in eos), len(text)):
-        if at > begin:
-            found.append((begin, tuple(text[begin:at])))
-        begin = at + 1
-    return found
+def _add(store: Store, segment: tuple[int, ...], start: int, stop: int, skip: frozenset[int]) -> None:
+    """Take the positions `start..stop` of a segment in at once; a table would keep them waiting."""
+    store.add(segment, start, stop, skip)
+    if isinstance(store, BranchTable):
+        store.settle()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from paceline.core.errors import UsageError
 from paceline.drafting.lookahead.branch_table import BranchTable
-from paceline.drafting.lookahead.trie import Branch, Forest, Tree
+from paceline.drafting.lookahead.trie import Forest
 
 Store: TypeAlias = Forest | BranchTable
 Arrays: TypeAlias = "dict[str, npt.NDArray[Any]]"
@@ -77,20 +77,16 @@ def read_forest(path: Path, new_store: Callable[[], Store], vocabulary: int) -> 
 
 
 def _pack_trie(forest: Forest) -> Arrays:
-    """Tokens of all trees one by one, parents before children, siblings in insertion order."""
+    """Nodes of all trees, parents before children, siblings oldest first."""
     token: list[int] = []
     parent: list[int] = []
     freq: list[float] = []
-    for name, tree in forest.trees.items():
-        stack: list[tuple[tuple[int, ...], int, Branch]] = [((name,), ROOT, tree.root)]
-        while stack:
-            tokens, above, branch = stack.pop()
-            first = len(token)
-            token.extend(tokens)
-            parent.extend((above, *range(first, first + len(tokens) - 1)))
-            freq.extend([branch.freq] * len(tokens))
-            below = () if branch.below is None else reversed(branch.below.values())
-            stack.extend((child.tokens, len(token) - 1, child) for child in below)
+    for root in forest.trees:
+        first = len(token)
+        for node, above, count in forest.nodes(root):
+            token.append(node)
+            parent.append(ROOT if above < 0 else first + above)
+            freq.append(count)
     return {"token": np.array(token, np.int32), "parent": np.array(parent, np.int64), "freq": np.array(freq, np.float64)}
 
 
@@ -134,7 +130,7 @@ def _unpack(store: Store, part: Arrays, vocabulary: int) -> Store:
 
 
 def _plant(forest: Forest, token: list[int], parent: list[int], freq: list[float]) -> Forest:
-    """Trees from their tokens one by one; stretches without alternatives become one branch again.
+    """Trees from their nodes: what a node counts beyond what follows it ends there.
 
     Raises:
         ValueError: if a token stands twice at one place.
@@ -145,21 +141,13 @@ def _plant(forest: Forest, token: list[int], parent: list[int], freq: list[float
     if any(len({token[node] for node in siblings}) < len(siblings) for siblings in below):
         raise ValueError("a token stands twice at one place")
     for root in below[ROOT]:
-        tree = forest.trees[token[root]] = Tree()
-        tree.root.freq = freq[root]
-        stack = [(tree.root, root)]
+        path: list[int] = []
+        stack = [(node, 0) for node in reversed(below[root])]
         while stack:
-            branch, end = stack.pop()
-            for node in below[end]:
-                tokens, last = [token[node]], node
-                while len(below[last]) == 1 and freq[below[last][0]] == freq[last]:
-                    (last,) = below[last]
-                    tokens.append(token[last])
-                child = Branch(tuple(tokens), 0, len(tokens), freq[node])
-                if branch.below is None:
-                    branch.below = {}
-                branch.below[token[node]] = child
-                tree.size += len(tokens)
-                tree.branches += 1
-                stack.append((child, last))
+            node, depth = stack.pop()
+            path[depth:] = [token[node]]
+            ending = freq[node] - sum(freq[child] for child in below[node])
+            if ending > 0:
+                forest.plant(token[root], path, ending)
+            stack.extend((child, depth + 1) for child in reversed(below[node]))
     return forest

@@ -1,18 +1,19 @@
-"""From matched sources to a draft: the best nodes of a trie, of two tries together, as a tree, as branches side by side, or one branch."""
+"""From matched text to a draft: the best nodes of a trie, of two tries together, as a tree, as branches side by side, or one branch."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from operator import itemgetter
 
 from paceline.core.tree import TokenTree
-from paceline.drafting.lookahead.trie import KINDS, SURE, Branch, Place, Ranked
+from paceline.drafting.lookahead.trie import KINDS, LOOKED, SURE, Forest, kind_of
+from paceline.kernels.foresting import RECORD, chooser
 
-Candidate = tuple[float, "Branch | Joint", int]  # score, tokens and what comes behind them, kind of evidence for the first of them
-
-_score = itemgetter(0)
+PROMPT, OUTPUTS, BOTH = 0, 1, 2
+SLOWLY = LOOKED // 8  # places looked at without the kernel
+Source = tuple["array[int]", "array[float]"]  # text, and the places in it that stand behind one token
 
 
 @dataclass(slots=True)
@@ -66,213 +67,166 @@ class Picked:
 
     def tree(self, pending: int) -> TokenTree:
         """The draft; nodes must be in pre-order."""
-        return TokenTree((pending, *self.token), (-1, *(parent + 1 for parent in self.parent)))
+        return TokenTree((pending, *self.token), (-1, *[parent + 1 for parent in self.parent]))
 
 
-@dataclass(slots=True)
-class Runs:
-    """Stretches of tokens in the order they were picked, each behind the end of another: a draft before it is laid out node by node.
+class Selection:
+    """Chooses drafts, in a kernel where there is one. For one thread at a time.
 
     Args:
-        tokens: of each stretch.
-        parent: the stretch it continues; -1 is the pending token.
-        kind: class of evidence of its first token.
-        rest: and of its others.
+        weight: of outputs beside the prompt: a node that both know scores `(1 - weight) * prompt + weight * outputs`.
+        reserve_input, reserve_output: share of an overfull draft kept for the best of the prompt alone, and of outputs alone.
+        single: choose the best child of the best child, and so on, and nothing else; of the prompt if it has any.
     """
 
-    tokens: list[tuple[int, ...]] = field(default_factory=list)
-    parent: list[int] = field(default_factory=list)
-    kind: list[int] = field(default_factory=list)
-    rest: list[int] = field(default_factory=list)
+    def __init__(self, weight: float = 0.0, reserve_input: float = 0.0, reserve_output: float = 0.0, single: bool = False) -> None:
+        self.weight, self.reserve, self.single = weight, (reserve_input, reserve_output), single
+        self.kernel = chooser(LOOKED, weight, single)
+        self.looked = LOOKED if self.kernel is not None else SLOWLY
 
-    def want(self, others: Runs, wanted: list[int]) -> None:
-        """Mark stretches of the same tree of candidates, and add those that are missing.
+    def __call__(self, query: Many[int], prompt: Forest | None, outputs: Forest | None, budget: int, depth: int) -> Picked:
+        """The best nodes, in pre-order, of what follows `query` in either forest: best scores first, among equals what was begun last.
 
         Args:
-            wanted: tokens wanted of each stretch; grows with the stretches.
+            budget, depth: most nodes, and how deep.
         """
-        places = {(parent, tokens[0]): run for run, (parent, tokens) in enumerate(zip(self.parent, self.tokens, strict=True))}
-        ends: list[int] = []  # the stretch at whose end each of the others ends
-        for tokens, above, kind, rest in zip(others.tokens, others.parent, others.kind, others.rest, strict=True):
-            here, at = ends[above] if above >= 0 else -1, 0
-            while at < len(tokens):
-                run = places.get((here, tokens[at]))
-                if run is None:
-                    run = places[here, tokens[at]] = len(self.tokens)
-                    self.tokens.append(tokens[at:])
-                    self.parent.append(here)
-                    self.kind.append(rest if at else kind)
-                    self.rest.append(rest)
-                    wanted.append(0)
-                shared = min(len(self.tokens[run]), len(tokens) - at)
-                wanted[run] = max(wanted[run], shared)
-                here, at = run, at + shared
-            ends.append(here)
-
-    def trimmed(self, wanted: Many[int]) -> Runs:
-        """The first so many tokens of each stretch."""
-        left = Runs()
-        place = {-1: -1}
-        for run, count in enumerate(wanted):
-            if count:
-                place[run] = len(left.tokens)
-                left.tokens.append(self.tokens[run][:count])
-                left.parent.append(place[self.parent[run]])
-                left.kind.append(self.kind[run])
-                left.rest.append(self.rest[run])
-        return left
-
-    def picked(self) -> Picked:
-        """The nodes, depth first with siblings in the order they were picked."""
-        picked = Picked()
-        token, parent, kind = picked.token, picked.parent, picked.kind
-        last = [-1] * (len(self.tokens) + 1)  # node that ends each stretch; the final entry belongs to parent -1
-        for run in self._preorder():
-            tokens = self.tokens[run]
-            at, end = len(token), len(token) + len(tokens) - 1
-            token.extend(tokens)
-            parent.append(last[self.parent[run]])
-            parent.extend(range(at, end))
-            kind.append(self.kind[run])
-            if end > at:
-                kind.extend([self.rest[run]] * (end - at))
-            last[run] = end
-        return picked
-
-    def _preorder(self) -> list[int]:
-        below: list[list[int]] = [[] for _ in range(len(self.tokens) + 1)]  # the last entry belongs to parent -1
-        for run in range(len(self.tokens) - 1, -1, -1):
-            below[self.parent[run]].append(run)
-        order: list[int] = []
-        stack = below[-1]
-        while stack:
-            run = stack.pop()
-            order.append(run)
-            stack.extend(below[run])
-        return order
+        root = query[0]
+        mine = None if prompt is None else prompt.trees.get(root)
+        others = None if outputs is None else outputs.trees.get(root)
+        if (mine is None and others is None) or budget < 1 or depth < 1:
+            return Picked()
+        first = None if prompt is None or mine is None else (prompt.text, mine)
+        second = None if outputs is None or others is None else (outputs.text, others)
+        reserve = int(self.reserve[PROMPT] * budget), int(self.reserve[OUTPUTS] * budget)
+        if self.kernel is not None:
+            return Picked(*self.kernel(first, second, query[1:], budget, depth, reserve))
+        return choose(first, second, query[1:], budget, depth, reserve, self.weight, self.single, self.looked)
 
 
-class Joint:
-    """Tokens that go on alike in the prompt and in earlier outputs: `score = (1 - weight) * prompt + weight * outputs`.
+class Node:
+    """A node of a trie while a draft is chosen: the paths that pass through it, its count and the age of its oldest path by source."""
 
-    Args:
-        prompt, outputs: branches that begin with the same token.
-        weight: of outputs.
-        most: outputs-only candidates beyond this many at one place cannot be picked and are not looked at.
+    __slots__ = ("below", "count", "depth", "keep", "oldest", "parent", "paths", "rank", "token")
+
+    def __init__(self, token: int, parent: Node | None, depth: int) -> None:
+        self.token, self.parent, self.depth = token, parent, depth
+        self.paths: list[tuple[int, Many[int], int, int, float]] = []  # age, text, where what follows the query begins and ends, weight
+        self.count, self.oldest = [0.0, 0.0], [-1, -1]
+        self.below: dict[int, Node] | None = None
+        self.rank, self.keep = -1, False
+
+    def children(self, prompts: int) -> Many[Node]:
+        """What comes next. The `prompts` youngest paths are those of the prompt."""
+        if self.below is None:
+            self.below = {}
+            for path in self.paths:
+                age, text, at, stop, weight = path
+                if at + self.depth < stop:
+                    token = text[at + self.depth]
+                    child = self.below.get(token)
+                    if child is None:
+                        child = self.below[token] = Node(token, self, self.depth + 1)
+                    child.paths.append(path)
+                    child.count[age >= prompts] += weight
+                    child.oldest[age >= prompts] = age
+        return list(self.below.values())
+
+    @property
+    def kind(self) -> int:
+        """Class of evidence, the prompt's if it has any."""
+        assert self.parent is not None
+        source = PROMPT if self.oldest[PROMPT] >= 0 else OUTPUTS
+        known = KINDS if min(self.oldest) >= 0 else 0
+        return kind_of(self.count[source], self.parent.count[source]) + known
+
+
+def choose(
+    prompt: Source | None,
+    outputs: Source | None,
+    query: Many[int],
+    budget: int,
+    depth: int,
+    reserve: tuple[int, int],
+    weight: float,
+    single: bool,
+    looked: int,
+) -> Picked:
+    """What the kernel does, in plain Python.
+
+    Where there are more than `budget` nodes of two sources, some are reserved for the best of one source alone.
     """
+    root = Node(-1, None, 0)
+    prompts = _gather(root, prompt, PROMPT, query, looked)
+    if not (single and prompts):
+        _gather(root, outputs, OUTPUTS, query, looked)
+    mixed = 0 < prompts < len(root.paths)
+    share = (1 - weight, weight) if mixed else (1.0, 1.0)
+    picked: list[Node] = []
 
-    __slots__ = ("most", "outputs", "prompt", "start", "stop", "text", "weight")
+    def enter(node: Node, which: int) -> list[tuple[float, int, Node]]:
+        """Children that take part in a race, the worst first."""
+        found = []
+        for child in node.children(prompts):
+            source = which if which != BOTH else PROMPT if child.oldest[PROMPT] >= 0 else OUTPUTS
+            if child.oldest[source] >= 0:
+                score = child.count[which] if which != BOTH else share[0] * child.count[0] + share[1] * child.count[1]
+                found.append((-score, child.oldest[source], child))
+        return sorted(found, reverse=True)
 
-    def __init__(self, prompt: Branch, outputs: Branch, weight: float, most: int) -> None:
-        self.prompt, self.outputs, self.weight, self.most = prompt, outputs, weight, most
-        mine, other = prompt.tokens, outputs.tokens
-        shared = min(len(mine), len(other))
-        if mine[:shared] != other[:shared]:
-            shared = next(at for at, (one, two) in enumerate(zip(mine, other, strict=False)) if one != two)
-        self.text, self.start, self.stop = prompt.text, prompt.start, prompt.start + shared
+    def race(which: int, left: int) -> None:
+        """Pick up to `left` nodes, the best first; scores never grow on the way down."""
+        heap: list[tuple[float, int, list[tuple[float, int, Node]]]] = []
+        siblings, tick = enter(root, which), 0
+        while siblings and left > 0:
+            left -= 1
+            node = siblings.pop()[2]
+            if node.rank < 0:
+                node.rank = len(picked)
+                picked.append(node)
+            node.keep |= which != BOTH
+            if siblings and not single:  # a sibling enters the race when the one before it was picked
+                tick -= 1
+                heappush(heap, (siblings[-1][0], tick, siblings))
+            siblings = enter(node, which) if node.depth < depth else []
+            if heap and (not siblings or siblings[-1][0] > heap[0][0]):  # else what was begun goes on
+                if siblings:
+                    tick -= 1
+                    heappush(heap, (siblings[-1][0], tick, siblings))
+                siblings = heappop(heap)[2]
 
-    def ranking(self) -> list[Candidate]:
-        """What comes behind, best first."""
-        shared = self.stop - self.start
-        prompt, outputs = Place(self.prompt, shared), Place(self.outputs, shared)
-        return together(prompt.ranking(), outputs.ranking(), self.weight, self.most)
-
-
-def together(prompt: list[Ranked], outputs: list[Ranked], weight: float, most: int) -> list[Candidate]:
-    """Candidates of both sources by common score; those that both know are one."""
-    merged: list[Candidate] = []
-    known: dict[int, tuple[float, Branch]] = {branch.text[branch.start]: (freq, branch) for freq, branch, _ in outputs} if prompt else {}
-    for freq, branch, kind in prompt:
-        found = known.pop(branch.text[branch.start], None)
-        if found is None:
-            merged.append(((1 - weight) * freq, branch, kind))
-        else:
-            merged.append(((1 - weight) * freq + weight * found[0], Joint(branch, found[1], weight, most), kind + KINDS))
-    for freq, branch, kind in outputs[:most]:
-        if not prompt or branch.text[branch.start] in known:
-            merged.append((weight * freq, branch, kind))
-    if len(merged) > 1:
-        merged.sort(key=_score, reverse=True)
-    return merged
-
-
-def best_first(siblings: Many[Candidate], budget: int, depth: int) -> Runs:
-    """The `budget` highest-scoring nodes at most `depth` deep, in descending score; among equals the branch begun last goes on.
-
-    Scores never grow on the way down, and along a stretch they stay the same, so a stretch is picked whole.
-    """
-    runs = Runs()
-    if budget < 1 or depth < 1 or not siblings:
-        return runs
-    heap: list[tuple[float, int, Many[Candidate], int, int, int, float]] = []
-    at, parent, level = 0, -1, 1
-    scale = 1.0  # of the siblings' scores: below a branch of one source alone, counts weigh as much as its own did
-    tie = 0
-    while True:
-        score, found, kind = siblings[at]
-        length = found.stop - found.start
-        taken = min(length, depth - level + 1, budget)
-        me = len(runs.tokens)
-        runs.tokens.append(found.text[found.start : found.start + taken])
-        runs.parent.append(parent)
-        runs.kind.append(kind)
-        runs.rest.append(SURE + (found.freq > 1.5) if isinstance(found, Branch) else SURE + KINDS + (found.prompt.freq > 1.5))
-        budget -= taken
-        if not budget:
-            break
-        at += 1
-        if at < len(siblings):  # a sibling enters the race when the one before it has been picked
-            tie -= 1
-            heappush(heap, (-siblings[at][0] * scale, tie, siblings, at, parent, level, scale))
-        if taken == length and level + length <= depth:
-            below = found.ranking()
-            if below:
-                scale = score * scale / found.freq if isinstance(found, Branch) else 1.0
-                if not heap or below[0][0] * scale >= -heap[0][0]:  # the common case, a chain, needs no heap
-                    siblings, at, parent, level = below, 0, me, level + length
-                    continue
-                tie -= 1
-                heappush(heap, (-below[0][0] * scale, tie, below, 0, me, level + length, scale))
-        if not heap:
-            break
-        _, _, siblings, at, parent, level, scale = heappop(heap)
-    return runs
+    race(BOTH, budget + mixed)
+    best = list(picked)
+    left = budget
+    if len(best) > budget:
+        for source in (PROMPT, OUTPUTS):
+            race(source, reserve[source])
+        left -= sum(node.keep for node in picked)
+    for node in best:
+        if not node.keep and left > 0:
+            left -= 1
+            node.keep = True
+    place = {id(root): -1}
+    draft = Picked()
+    for node in picked:
+        if node.keep:
+            assert node.parent is not None
+            place[id(node)] = draft.add(node.token, place[id(node.parent)], node.kind)
+    return draft.in_preorder()
 
 
-def best_branch(place: Place, depth: int) -> Picked:
-    """The best child of the best child, and so on."""
-    runs = Runs()
-    here, left = place.ranking(), depth
-    while here and left > 0:
-        _, branch, kind = here[0]
-        runs.tokens.append(branch.tokens[:left])
-        runs.parent.append(len(runs.parent) - 1)
-        runs.kind.append(kind)
-        runs.rest.append(SURE + (branch.freq > 1.5))
-        left -= len(runs.tokens[-1])
-        here = branch.ranking()
-    return runs.picked()
-
-
-def mixed(prompt: Place, outputs: Place, weight: float, budget: int, depth: int, reserve: tuple[int, int]) -> Picked:
-    """The best nodes of both sources. Where there are more than `budget`, some are reserved for the best of one source alone.
-
-    Args:
-        weight: of outputs in the common score.
-        reserve: nodes kept for prompt and outputs.
-    """
-    runs = best_first(together(prompt.ranking(), outputs.ranking(), weight, budget), budget + 1, depth)
-    if sum(map(len, runs.tokens)) <= budget:
-        return runs.picked()
-    wanted = [0] * len(runs.tokens)  # tokens of each stretch; what continues a stretch is wanted only with all of it
-    for source, count in zip((prompt, outputs), reserve, strict=True):
-        runs.want(best_first(source.ranking(), count, depth), wanted)
-    left = budget - sum(wanted)
-    for run, tokens in enumerate(runs.tokens):  # best first
-        more = min(len(tokens) - wanted[run], left)
-        wanted[run] += more
-        left -= more
-    return runs.trimmed(wanted).picked()
+def _gather(root: Node, source: Source | None, which: int, query: Many[int], looked: int) -> int:
+    """Let the newest places of a source that go on with `query` be paths of the root; returns how many it has then."""
+    if source is not None:
+        text, tree = source
+        wanted, length = array("i", query), len(query)
+        numbers = iter(tree[-RECORD * looked :][::-1])
+        for weight, end, begin in zip(numbers, numbers, numbers, strict=True):
+            at, stop = int(begin) + length, int(end)
+            if at <= stop and (not length or text[at - length : at] == wanted):
+                root.count[which] += weight
+                if at < stop:
+                    root.paths.append((len(root.paths), text, at, stop, weight))
+    return len(root.paths)
 
 
 def side_by_side(tree: Picked, most: int) -> Picked:
@@ -297,3 +251,14 @@ def side_by_side(tree: Picked, most: int) -> Picked:
         if len(flat) == most:
             break
     return flat
+
+
+def repeated(tokens: Many[int], since: int, length: int, eos: frozenset[int]) -> Picked:
+    """What followed the last two tokens in text behind `since`, too young for a forest, taken to repeat with that period."""
+    end = len(tokens) - 1
+    for at in range(end - 1, since, -1):
+        if tokens[at] == tokens[end] and tokens[at - 1] == tokens[end - 1]:
+            copied = [tokens[at + 1 + step % (end - at)] for step in range(length)]
+            stop = next((step for step, token in enumerate(copied) if token in eos), length)
+            return Picked(copied[:stop], list(range(-1, stop - 1)), [SURE] * stop)
+    return Picked()
