@@ -63,18 +63,18 @@ def test_a_drafter_without_a_cost_model_sends_the_whole_tree() -> None:
 def test_chances_are_learned_by_kind_and_only_there() -> None:
     prospects = Prospects(lambda rows: 1.0, longest=3, copied=4)
     good, bad = Prospects.kind(3, 0, 0.99), Prospects.kind(1, 0, 0.2)
-    other = prospects.chance(Prospects.kind(2, 1, 0.5))
+    other = prospects.rates[Prospects.kind(2, 1, 0.5)]
     for _ in range(100):
         prospects.judged(good, True)
         prospects.judged(bad, False)
-    assert prospects.chance(good) > 0.95
-    assert prospects.chance(bad) < 0.05
-    assert prospects.chance(Prospects.kind(2, 1, 0.5)) == other
+    assert prospects.rates[good] > 0.95
+    assert prospects.rates[bad] < 0.05
+    assert prospects.rates[Prospects.kind(2, 1, 0.5)] == other
     kinds = {Prospects.kind(length, rank, peak) for length in (1, 2, 3) for rank in (0, 1, 2) for peak in (0.1, 0.5, 0.7, 0.9, 1.0)}
     copies = {prospects.copied(suffix, depth) for suffix in (1, 2, 3, 4) for depth in range(9)}
     assert len(kinds) == 45
     assert not kinds & copies
-    assert all(0.0 < prospects.chance(kind) < 1.0 for kind in kinds | copies)
+    assert all(0.0 < prospects.rates[kind] < 1.0 for kind in kinds | copies)
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(lambda rows: 1.0, 0.0), (lambda rows: float(rows), 0.5)])
@@ -107,3 +107,13 @@ def test_copies_fill_in_where_the_table_knows_nothing() -> None:
         (tree,) = made.propose([Sequence(0, Request(text, SAMPLED, max_tokens=50))], [DraftLimits(5, 5)])
         assert tree.token == expected
         assert tree.proposal is None  # chosen, not drawn
+
+
+def test_the_price_of_a_draw_is_what_one_more_takes() -> None:
+    """Not what a step's draws take by the piece: most of that is spent however many there are."""
+    prospects = Prospects(lambda rows: 1.0, longest=3)  # rows are free
+    for step in range(400):
+        draws = step % 7
+        prospects.drew(draws, 0.5 + 0.01 * draws + (5.0 if step % 50 == 49 else 0.0))  # now and then an interruption
+    price = prospects.least(1)  # in tokens: one token takes one second here
+    assert 0.005 < price < 0.03

@@ -43,10 +43,15 @@ def test_the_initial_tree_is_large_and_deep() -> None:
     template = initial_template()
     assert len(template) == 625
     assert template.depth == 20
-    widths = template.widths()
-    assert widths[0,] <= 5
-    assert max(widths.values()) <= 10
-    assert all(width == 1 for path, width in widths.items() if len(path) >= 4)
+    places = [template.root()]
+    for place in places:
+        assert place is not None
+        assert place.width == len(place.below) == sum(path[:-1] == place.path for path in template.paths)
+        assert place.width <= (10 if len(place.path) != 1 else 5)
+        assert place.width == 1 or len(place.path) < 4
+        assert all(below.path == (*place.path, rank) for rank, below in enumerate(place.below) if below is not None)
+        places.extend(below for below in place.below if below is not None)
+    assert {place.path for place in places if place is not None} == {path[:-1] for path in template.paths}
 
 
 @pytest.mark.parametrize("nodes", [1, 16, 32, 80])
@@ -66,7 +71,7 @@ def test_cutting_keeps_a_tree_within_its_limits() -> None:
     cut = initial_template().cut(50, depth=3)
     assert len(cut) == 50
     assert cut.depth <= 3
-    assert initial_template().cut(0).widths() == {}
+    assert initial_template().cut(0).root() is None
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,7 +7,6 @@ fixed shape that was chosen by measured acceptance, and judged against the law t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
 from time import perf_counter
@@ -23,10 +22,10 @@ from paceline.drafting.prompt_lookup import PromptLookup, PromptLookupConfig
 from paceline.drafting.stand_budget import Patience, Prospects
 from paceline.drafting.stand_config import StandConfig
 from paceline.drafting.stand_file import kept, read_tables, restore, write_tables
-from paceline.drafting.stand_learning import UNKNOWN, Lesson, along, learn
+from paceline.drafting.stand_learning import Lesson, along, judged, learn
 from paceline.drafting.stand_scope import Spaces
-from paceline.drafting.stand_table import Entry, NgramTable
-from paceline.drafting.stand_template import RankPath, Template, default_template, named_template
+from paceline.drafting.stand_table import NgramTable
+from paceline.drafting.stand_template import Place, RankPath, Template, default_template, named_template
 from paceline.drafting.stand_walk import NO_DRAW, Spot, Walk, draw
 from paceline.planning.cost import ForwardCost, StepWatch
 
@@ -65,7 +64,7 @@ class Stand:
         self._walks: dict[int, Walk] = {}
         self._copies = PromptLookup(COPIES) if config.fallback == "copy" else None
         self._prospects = None if cost is None else Prospects(cost, config.lengths[0], COPIES.max_ngram)
-        self._widths: dict[tuple[int, int], dict[RankPath, int]] = {}
+        self._roots: dict[tuple[int, int], Place | None] = {}  # of the template, by nodes and depth
 
     @classmethod
     def build(cls, config: StandConfig, context: DraftContext) -> Stand:
@@ -93,7 +92,7 @@ class Stand:
         nodes = self.config.size(len(sequences))
         walks = [self._start(sequence, limit, nodes) for sequence, limit in zip(sequences, limits, strict=True)]
         begun = perf_counter()
-        live = [Spot(walk, ROOT, (), walk.tail) for walk in walks if () in walk.widths]
+        live = [Spot(walk, ROOT, walk.root, walk.tail) for walk in walks if walk.root is not None]
         rows = len(walks)
         if self._copies is not None:
             copied = {id(spot) for spot in live if self._copy(spot, rows)}
@@ -104,7 +103,9 @@ class Stand:
             rows += drawn
         for walk in walks:
             walk.tree, order = walk.growth.tree(walk.sampled)
-            walk.paths, walk.kinds = [walk.paths[node] for node in order], [walk.kinds[node] for node in order]
+            if not walk.tree.is_chain:  # else it is in order
+                walk.kinds = [walk.kinds[node] for node in order]
+                walk.paths = [walk.paths[node] for node in order] if self.config.record else []
         if self._prospects is not None:
             self._prospects.drew(rows - len(walks), perf_counter() - begun)
         if self._watch is not None:
@@ -128,7 +129,7 @@ class Stand:
             if walk is not None:
                 patience = self._patience.get(sequence.uid)
                 if patience is None or patience.learns(walk.step):
-                    lessons.extend(self._lessons(walk, tree, verdict, start))
+                    lessons.extend(judged(walk, tree, verdict, start, self.config.observe_rejected))
                 if tree is walk.tree:
                     self._review(walk, verdict)
             start += len(tree)
@@ -187,33 +188,14 @@ class Stand:
         request = sequence.request
         sampled = space.fresh(sequence) and self.config.stochastic and not request.sampling.greedy
         size, depth = min(nodes, limit.nodes), min(self.config.depth, limit.depth)
-        if (size, depth) not in self._widths:
+        if (size, depth) not in self._roots:
             whole = self.template or default_template(nodes, self.config.depth)
-            self._widths[size, depth] = whole.cut(size, depth).widths()
+            self._roots[size, depth] = whole.cut(size, depth).root()
         tail = tuple(sequence.tokens[-self._lengths[0] :])
         ends = request.stop_ids | (frozenset() if request.ignore_eos else self.eos)
-        walk = Walk(sequence, space, tail, sampled, self._widths[size, depth], size, depth, ends, len(sequence.tokens))
+        walk = Walk(sequence, space, tail, sampled, self._roots[size, depth], size, depth, ends, len(sequence.tokens))
         self._walks[sequence.uid] = walk
         return walk
-
-    def _lessons(self, walk: Walk, tree: TokenTree, verdict: Verdict, start: int) -> Iterator[Lesson]:
-        """What the judged nodes teach: those of the accepted path, top down, or all of them.
-
-        Args:
-            start: row of the root.
-        """
-        space, sampling, context = walk.space, walk.sequence.request.sampling, walk.tail
-        said = zip((ROOT, *verdict.accepted), verdict.tokens, strict=False)  # a sequence may end within them
-        if self.config.observe_rejected:
-            known = dict(said)
-            for node in range(len(tree)):
-                context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
-                yield Lesson(space, sampling, context, start + node, known.get(node, UNKNOWN))
-            return
-        for node, token in said:
-            if node != ROOT:
-                context = (*context, tree.token[node])
-            yield Lesson(space, sampling, context, start + node, token)
 
     def _review(self, walk: Walk, verdict: Verdict) -> None:
         """Learn which draws were accepted, of those that were judged."""
@@ -222,44 +204,38 @@ class Stand:
         if self._prospects is None:
             return
         parent, chosen = walk.tree.parent, iter((*verdict.accepted, None))
-        judged, accepted = ROOT, next(chosen)
+        here, accepted = ROOT, next(chosen)
         for node in range(1, len(parent)):  # in pre-order, siblings stand in the order they were judged
-            if parent[node] == judged:
+            if parent[node] == here:
                 self._prospects.judged(walk.kinds[node], node == accepted)
                 if node == accepted:
-                    judged, accepted = node, next(chosen)
+                    here, accepted = node, next(chosen)
         patience = self._patience.setdefault(walk.sequence.uid, Patience())
         patience.judged(len(walk.tree) > 1, len(verdict.accepted) > 0)
-
-    def _row(self, spot: Spot) -> tuple[Entry, int] | None:
-        """Entry of the longest known context, and that context's length."""
-        for length in self._lengths:
-            if length <= len(spot.context):
-                row = self.table.find(spot.walk.space, spot.context[-length:])
-                if row is not None:
-                    return row, length
-        return None
 
     def _copy(self, spot: Spot, rows: int) -> bool:
         """Draft for a sequence by copying from earlier in it, if that is known to hold more often than the table; whether it did."""
         assert self._copies is not None
-        walk, found, odds = spot.walk, self._row(spot), self._prospects
+        walk, odds = spot.walk, self._prospects
+        found = self.table.longest(walk.space, spot.context, self._lengths)
         known = -1.0 if found is None else 1.0 if odds is None else odds.opening(*found)
         if known >= (1.0 if odds is None else odds.copying()):
             return False
         tokens, suffix = self._copies.lookup(walk.sequence, min(COPIES.length, walk.most, walk.depth))
-        kinds = [NO_DRAW if odds is None else odds.copied(suffix, depth) for depth in range(len(tokens))]
-        if not tokens or (odds is not None and known >= odds.chance(kinds[0])):
+        if not tokens or (odds is not None and known >= odds.rates[odds.copied(suffix, 0)]):
             return False
-        reach, node, path = 1.0, ROOT, spot.path
-        for token, kind in zip(tokens, kinds, strict=True):
-            chance = self._worth(walk, kind, reach, rows)
-            if chance is None:
-                break
+        least = 0.0 if odds is None else odds.least(rows)
+        reach, node, path = 1.0, ROOT, spot.place.path
+        for depth, token in enumerate(tokens):
+            kind = NO_DRAW if odds is None else odds.copied(suffix, depth)
+            if odds is not None:
+                reach *= odds.rates[kind]
+                if reach < least and not self._due(walk):
+                    break
             node, path = walk.growth.add(token, node), (*path, 0)
-            walk.paths.append(path)
+            if self.config.record:
+                walk.paths.append(path)
             walk.kinds.append(kind)
-            rows, reach = rows + 1, reach * chance
             if token in walk.ends:
                 break
         return True
@@ -268,45 +244,47 @@ class Stand:
         """Give every node its children.
 
         Args:
-            rows: of the forward so far.
+            rows: of the forward so far, these children left out.
 
         Returns:
             The children that may get some themselves, and how many were drawn.
         """
-        known = [(spot, found) for spot in live if (found := self._row(spot)) is not None]
-        if not known:
-            return [], 0
+        odds, table, lengths = self._prospects, self.table, self._lengths
+        least = 0.0 if odds is None else odds.least(rows)
+        keep = 1 - lengths[0]
         deeper: list[Spot] = []
-        first = rows
-        for spot, (entry, length) in known:
-            walk, growth = spot.walk, spot.walk.growth
-            reach, left, drawn = spot.reach, 1.0, None
-            for rank in range(min(walk.widths[spot.path], len(entry.ids))):
-                kind = Prospects.kind(length, rank, left if rank else entry.peak)
-                chance = self._worth(walk, kind, reach, rows)
-                if chance is None:
-                    break
+        count = 0
+        for spot in live:
+            walk, place = spot.walk, spot.place
+            found = table.longest(walk.space, spot.context, lengths)
+            if found is None:
+                continue
+            entry, length = found
+            growth, reach, left, drawn = walk.growth, spot.reach, 1.0, None
+            for rank in range(min(place.width, len(entry.ids), walk.most + 1 - len(growth.token))):
+                kind, chance = NO_DRAW, 1.0
+                if odds is not None:  # nothing here may depend on the value of the draw
+                    kind = odds.kind(length, rank, left if rank else entry.peak)
+                    chance = odds.rates[kind]
+                    if reach * chance < least and not self._due(walk):
+                        break
                 drawn = drawn or draw(spot, entry)
-                token, path = drawn.tokens[rank], (*spot.path, rank)
+                token = drawn.tokens[rank]
                 child = growth.add(token, spot.node)
-                walk.paths.append(path)
+                if self.config.record:
+                    walk.paths.append((*place.path, rank))
                 walk.kinds.append(kind)
-                rows += 1
-                if path in walk.widths and token not in walk.ends:
-                    deeper.append(Spot(walk, child, path, (*spot.context, token), reach * chance))
+                count += 1
+                below = place.below[rank]
+                if below is not None and token not in walk.ends:
+                    context = (*spot.context[keep:], token) if keep else (token,)
+                    deeper.append(Spot(walk, child, below, context, reach * chance))
                 reach *= 1.0 - chance
                 left -= drawn.shares[rank]
             if drawn is not None and drawn.law is not None:
                 growth.q[spot.node] = drawn.law
-        return deeper, rows - first
+        return deeper, count
 
-    def _worth(self, walk: Walk, kind: int, reach: float, rows: int) -> float | None:
-        """Chance of a draw to be accepted once it is judged, or nothing if it should not be made. It must not depend on the draw."""
-        if self._prospects is None:
-            return 1.0
-        chance = self._prospects.chance(kind)
-        if reach * chance >= self._prospects.least(rows):
-            return chance
-        if len(walk.growth.token) == 1 and self._patience.setdefault(walk.sequence.uid, Patience()).due():
-            return chance
-        return None
+    def _due(self, walk: Walk) -> bool:
+        """Whether a sequence that would send nothing should try all the same."""
+        return len(walk.growth.token) == 1 and self._patience.setdefault(walk.sequence.uid, Patience()).due()

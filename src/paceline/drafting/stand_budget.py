@@ -22,6 +22,20 @@ SPAN = 4  # rows that the marginal cost is taken over: single rows cost nothing 
 FEW, SELDOM = 8, 128  # steps without a draw after which the likeliest is made anyway; twice as many each time that it fails
 
 
+class Mean:
+    """Of the last values, and of the products of their deviations with others'."""
+
+    __slots__ = ("mean", "spread")
+
+    def __init__(self) -> None:
+        self.mean = self.spread = 0.0
+
+    def add(self, value: float, product: float) -> None:
+        """One more value; the first one is the mean."""
+        self.spread += SPEED * (product - self.spread) if self.mean else 0.0
+        self.mean += (SPEED if self.mean else 1.0) * (value - self.mean)
+
+
 class Prospects:
     """Chances of draws, and the least chance that pays.
 
@@ -35,10 +49,12 @@ class Prospects:
         self.cost, self.longest, self._suffixes = cost, longest, copied
         bins = len(PEAKS) + 1
         drawn = [0.15 + 0.6 * (at % bins) / bins if at // bins % RANKS == 0 else 0.15 for at in range((longest + 1) * RANKS * bins)]
-        self._rates = drawn + [0.6] * (copied * RANKS * bins)
-        self._seen = [FIRST] * len(self._rates)
+        self.rates = drawn + [0.6] * (copied * RANKS * bins)  # measured share of draws of each class that were accepted once judged
+        self._seen = [FIRST] * len(self.rates)
         self._tokens, self._seconds = 1.0, cost(1)
-        self._hand = 0.0  # seconds that the host takes for a draw
+        self._hand = 0.0  # seconds that the host takes for one more draw
+        self._drawn, self._took = Mean(), Mean()
+        self._best: float | None = None  # of what copies are worth
 
     @staticmethod
     def kind(length: int, rank: int, peak: float) -> int:
@@ -62,15 +78,13 @@ class Prospects:
 
     def opening(self, entry: Entry, length: int) -> float:
         """Chance of the first draw from an entry that a context of this length found."""
-        return self._rates[self.kind(length, 0, entry.peak)]
+        return self.rates[self.kind(length, 0, entry.peak)]
 
     def copying(self) -> float:
         """Chance of the first token of a copy that rests on the best kind of suffix."""
-        return max(self._rates[self.copied(suffix, 0)] for suffix in range(1, self._suffixes + 1))
-
-    def chance(self, kind: int) -> float:
-        """Measured share of such draws that were accepted once they were judged."""
-        return self._rates[kind]
+        if self._best is None:
+            self._best = max([self.rates[self.copied(suffix, 0)] for suffix in range(1, self._suffixes + 1)])
+        return self._best
 
     def least(self, rows: int) -> float:
         """The chance below which a further row does not pay, in a forward that has so many already."""
@@ -78,14 +92,24 @@ class Prospects:
         return self._tokens / self._seconds * (EAGER * row + self._hand)
 
     def drew(self, draws: int, seconds: float) -> None:
-        """So many draws took the host so long. Small models are done with a row sooner than the host is with a draw."""
-        if draws:
-            self._hand += SPEED * (seconds / draws - self._hand)
+        """So many draws took the host so long. Small models are done with a row sooner than the host is with a draw.
+
+        Most of what the host does for a step it does for the first draw as well: what counts is how much longer more of them take.
+        """
+        if seconds > 2 * self._took.mean > 0:  # an interruption says nothing of draws; only if it goes on, hosts became slower
+            self._took.mean *= 1 + SPEED
+            return
+        more, longer = draws - self._drawn.mean, seconds - self._took.mean
+        self._drawn.add(draws, more * more)
+        self._took.add(seconds, more * longer)
+        if self._drawn.spread > 0:
+            self._hand = max(0.0, self._took.spread / self._drawn.spread)
 
     def judged(self, kind: int, accepted: bool) -> None:
         """A draw was judged."""
         seen = self._seen[kind] = min(self._seen[kind] + 1, MEMORY)
-        self._rates[kind] += (accepted - self._rates[kind]) / seen
+        self.rates[kind] += (accepted - self.rates[kind]) / seen
+        self._best = None
 
     def stepped(self, rows: int, tokens: int) -> None:
         """A step brought so many tokens: the speed that further rows are weighed against."""

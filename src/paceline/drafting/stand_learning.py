@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -14,9 +14,12 @@ from torch import Tensor
 from paceline.core.request import Sequence
 from paceline.core.sampling import Sampling
 from paceline.core.transform import Likeliest, law_of, likeliest, target_distribution
+from paceline.core.tree import ROOT, TokenTree
+from paceline.core.verdict import Verdict
 from paceline.drafting.stand_config import StandConfig
 from paceline.drafting.stand_scope import Space
 from paceline.drafting.stand_table import Context, Entry, NgramTable
+from paceline.drafting.stand_walk import Walk
 
 UNKNOWN = -1  # what follows a node that was judged and rejected
 NOTHING: Mapping[int, Likeliest] = MappingProxyType({})
@@ -48,28 +51,49 @@ def along(space: Space, sequence: Sequence, longest: int, start: int, rows: int)
     return [Lesson(space, sampling, tuple(tokens[max(0, at + 1 - longest) : at + 1]), at - start, tokens[at + 1]) for at in places]
 
 
+def judged(walk: Walk, tree: TokenTree, verdict: Verdict, start: int, rejected: bool) -> Iterator[Lesson]:
+    """Lessons of a judged tree: of the nodes on the accepted path, top down, or of all.
+
+    Args:
+        start: row of the root.
+        rejected: whether nodes that were not accepted teach too.
+    """
+    space, sampling, context = walk.space, walk.sequence.request.sampling, walk.tail
+    said = zip((ROOT, *verdict.accepted), verdict.tokens, strict=False)  # a sequence may end within them
+    if rejected:
+        known = dict(said)
+        for node in range(len(tree)):
+            context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
+            yield Lesson(space, sampling, context, start + node, known.get(node, UNKNOWN))
+        return
+    for node, token in said:
+        if node != ROOT:
+            context = (*context, tree.token[node])
+        yield Lesson(space, sampling, context, start + node, token)
+
+
 def learn(
     table: NgramTable,
     config: StandConfig,
     lessons: Many[Lesson],
     logits: Float[Tensor, "rows vocabulary"],
-    judged: Mapping[int, Likeliest] = NOTHING,
+    known: Mapping[int, Likeliest] = NOTHING,
 ) -> None:
     """Average the laws of some rows into the table, for every context length, in the order given.
 
     Args:
         logits: processed, as taps hand them over.
-        judged: likeliest tokens of laws that verification has worked out already, by row; what they lack is worked out here, with the
+        known: likeliest tokens of laws that verification has worked out already, by row; what they lack is worked out here, with the
             same bits.
     """
     entries: dict[int, Entry] = {}  # by lesson
     groups: dict[tuple[float, ...], list[int]] = {}
     for at, lesson in enumerate(lessons):
-        known = None if lesson.sampling.greedy else judged.get(lesson.row)
-        if known is None:
+        likely = None if lesson.sampling.greedy else known.get(lesson.row)
+        if likely is None:
             groups.setdefault(law_of(lesson.sampling), []).append(at)
         else:
-            ids, probs = known
+            ids, probs = likely
             entries[at] = Entry.of(ids[: config.candidates], probs[: config.candidates])
     for members in groups.values():
         rows = torch.tensor([lessons[at].row for at in members], device=logits.device)

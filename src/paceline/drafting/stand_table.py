@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -35,11 +35,20 @@ class Entry:
     ids: tuple[int, ...]
     probs: tuple[float, ...]
     count: int
+    _shares: tuple[float, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Probabilities among the tokens that are known."""
+        if not self._shares:
+            whole = sum(self.probs)
+            self._shares = tuple([prob / whole for prob in self.probs])
+        return self._shares
 
     @property
     def peak(self) -> float:
-        """Probability of the likeliest token among those that are known."""
-        return self.probs[0] / sum(self.probs)
+        """The first of these."""
+        return self.shares[0]
 
     @classmethod
     def of(cls, ids: Many[int], probs: Many[float], count: int = 1) -> Entry:
@@ -117,6 +126,24 @@ class NgramTable:
         if contexts is not None and entry is not None:
             contexts[context] = entry
         return entry
+
+    def longest(self, space: Hashable, context: Context, lengths: Many[int]) -> tuple[Entry, int] | None:
+        """The entry of the longest end of a context that is known, and its length; counts as a use of it.
+
+        Args:
+            lengths: to look for, falling.
+        """
+        contexts, size = self._spaces.get(space), len(context)
+        if contexts is not None:
+            for length in lengths:
+                if length <= size:
+                    end = context[size - length :]
+                    entry = contexts.get(end)
+                    if entry is not None:
+                        del contexts[end]
+                        contexts[end] = entry
+                        return entry, length
+        return None
 
     def gather(self, entries: Many[Entry]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
         """Several entries, (entries, width) each: token ids, and mean probabilities, zero where an entry holds fewer tokens."""

@@ -30,6 +30,21 @@ RANK_ACCEPTANCE = (0.72, 0.14, 0.05, 0.025, 0.015, 0.01, 0.007, 0.005, 0.004, 0.
 RankPath = tuple[int, ...]
 
 
+@dataclass(slots=True)
+class Place:
+    """A node of a template that wants children.
+
+    Args:
+        path: ranks that lead to it.
+        width: how many.
+        below: those of them that want children themselves.
+    """
+
+    path: RankPath
+    width: int
+    below: list[Place | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A rooted ordered tree. Node i is the path `paths[i]` of child ranks from the root, which itself is left out.
@@ -66,9 +81,14 @@ class Template:
         """The most important nodes of at most a depth."""
         return Template(tuple(path for path in self.paths if len(path) <= depth)[:nodes])
 
-    def widths(self) -> dict[RankPath, int]:
-        """How many children each node that has any wants."""
-        return dict(Counter(path[:-1] for path in self.paths))
+    def root(self) -> Place | None:
+        """The same as places that know their children; nothing for a template without nodes."""
+        places: dict[RankPath, Place] = {}
+        for path, width in sorted(Counter(path[:-1] for path in self.paths).items()):
+            places[path] = Place(path, width, [None] * width)
+            if path:
+                places[path[:-1]].below[path[-1]] = places[path]
+        return places.get(())
 
     def save(self, path: Path, measured: Mapping[str, Any] | None = None) -> None:
         """Write the rank paths as JSON, with a digest that `load` checks.

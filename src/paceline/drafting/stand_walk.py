@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from math import log
 
@@ -11,7 +12,7 @@ from paceline.core.tree import Distribution, TokenTree
 from paceline.drafting.growth import Growth, draw_counters
 from paceline.drafting.stand_scope import Space
 from paceline.drafting.stand_table import Context, Entry
-from paceline.drafting.stand_template import RankPath
+from paceline.drafting.stand_template import Place, RankPath
 
 NO_DRAW = -1  # the root was not drawn
 
@@ -25,11 +26,11 @@ class Walk:
         space: of the table.
         tail: last tokens before the draft, as many as the longest context.
         sampled: whether children are drawn (else the likeliest are chosen).
-        widths: most children of each template node.
+        root: of the template, if it has any nodes.
         most, depth: largest and deepest tree.
         ends: tokens below which nothing is drafted.
         step: tokens there were; keys the random numbers.
-        paths: template place of each node, in the order they were drawn, later in that of the tree.
+        paths: template place of each node, in the order they were drawn, later in that of the tree; where they are recorded.
         kinds: class of each node's draw, in the same order.
     """
 
@@ -37,13 +38,14 @@ class Walk:
     space: Space
     tail: Context
     sampled: bool
-    widths: dict[RankPath, int]
+    root: Place | None
     most: int
     depth: int
     ends: frozenset[int]
     step: int
     paths: list[RankPath] = field(default_factory=lambda: [()])
     kinds: list[int] = field(default_factory=lambda: [NO_DRAW])
+    _starts: dict[int, int] = field(default_factory=dict)  # of random numbers, by position
     growth: Growth = field(init=False)
     tree: TokenTree = field(init=False)
 
@@ -52,17 +54,21 @@ class Walk:
 
     def numbers(self, node: int, count: int) -> list[float]:
         """Random numbers for the candidates behind a node. None is used twice: not by other nodes, nor by other steps or sequences."""
-        start = key(self.sequence.seed, self.step + self.growth.depth[node], Purpose.DRAFT)
+        position = self.step + self.growth.depth[node]
+        start = self._starts.get(position)
+        if start is None:
+            start = self._starts[position] = key(self.sequence.seed, position, Purpose.DRAFT)
         return uniforms(start, draw_counters(self.step, node, count))
 
 
 @dataclass(slots=True)
 class Spot:
-    """A node that may get children: where it stands in tree and template, the tokens before its children, and its chance to be reached."""
+    """A node that may get children: where it stands in tree and template, the last tokens before its children, and its chance to be
+    reached."""
 
     walk: Walk
     node: int
-    path: RankPath
+    place: Place
     context: Context
     reach: float = 1.0
 
@@ -77,8 +83,8 @@ class Draws:
         law: what they are drawn from; nothing where they are chosen, as the only token of an entry is: it is judged by the same chance.
     """
 
-    tokens: list[int]
-    shares: list[float]
+    tokens: Many[int]
+    shares: Many[float]
     law: Distribution | None = None
 
 
@@ -90,13 +96,12 @@ def draw(spot: Spot, entry: Entry) -> Draws:
     """
     size = len(entry.ids)
     if size == 1:
-        return Draws(list(entry.ids), [1.0])
-    whole = sum(entry.probs)
-    shares = [prob / whole for prob in entry.probs]  # what is drawn from: only here are stored probabilities renormalised
+        return Draws(entry.ids, (1.0,))
+    shares = entry.shares  # what is drawn from: only here are stored probabilities renormalised
     walk = spot.walk
     if not walk.sampled:
-        return Draws(list(entry.ids), shares)
+        return Draws(entry.ids, shares)
     numbers = walk.numbers(spot.node, size)
     times = [-log(number + 2.0**-54) / share for number, share in zip(numbers, shares, strict=True)]  # the number is never zero
     order = sorted(range(size), key=times.__getitem__)
-    return Draws([entry.ids[at] for at in order], [shares[at] for at in order], Distribution(tuple(shares), entry.ids))
+    return Draws([entry.ids[at] for at in order], [shares[at] for at in order], Distribution(shares, entry.ids))

@@ -25,7 +25,6 @@ from paceline.models.config import DecoderConfig
 from paceline.models.layers import Attention, FeedForward, RMSNorm, Step
 from paceline.models.linear import Linear
 
-
 NOBODY = Gangs(torch.empty(0, 4, dtype=torch.int64), ())  # all rows read all of their paths
 
 
