@@ -2,8 +2,8 @@
 
     python benchmarks/judging.py --json benchmarks/results      # about half a minute
 
-Before every call a few megabytes are read, as a forward does. What to expect: up to half less time at a vocabulary of 4,096, where calls are
-what costs; at 128,000 work over the vocabulary decides, and the kernel saves that of rows that nobody reaches: most of a wide tree's.
+Before every call a few megabytes are read, as a forward does. What to expect: up to half less time at a vocabulary of 4,096, where calls
+are what costs; at 128,000 work over the vocabulary decides, and the kernel saves that of rows that nobody reaches.
 """
 
 from __future__ import annotations
