@@ -1,6 +1,6 @@
 """Judging a tree in one kernel call, beside the rules in Python on kernels for laws and draws (docs/decisions/0019).
 
-    python benchmarks/judging.py --json benchmarks/results      # about half a minute
+    python benchmarks/verdicts.py --json benchmarks/results      # about half a minute
 
 Before every call a few megabytes are read, as a forward does. What to expect: up to half less time at a vocabulary of 4,096, where calls
 are what costs; at 128,000 work over the vocabulary decides, and the kernel saves that of rows that nobody reaches.
@@ -93,7 +93,8 @@ def main(
     ]
     console.print(render_table("microseconds of a verdict", columns, rows))
     if json is not None:
-        console.print(f"wrote {Record('judging', rows, {'rounds': rounds, 'threads': torch.get_num_threads()}, {'logits': 0}).write(json)}")
+        record = Record("verdicts", rows, {"rounds": rounds, "threads": torch.get_num_threads()}, {"logits": 0})
+        console.print(f"wrote {record.write(json)}")
 
 
 if __name__ == "__main__":
