@@ -4,6 +4,7 @@
  * those of drafting/lookahead/select.py, number for number: this file is compiled without contraction of products and sums.
  */
 #include "forest.h"
+#include "scratch.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -209,18 +210,6 @@ static int64_t lay_out(race *r, const question *q) {
         if (at > 0) at = r->nodes[at].next;
     }
     return found;
-}
-
-/* This thread's room for `bytes`, kept from call to call. */
-static void *scratch(int64_t bytes) {
-    static __thread void *room;
-    static __thread int64_t held;
-    if (bytes > held) {
-        free(room);
-        room = malloc(bytes);
-        held = room ? bytes : 0;
-    }
-    return room;
 }
 
 /* Follow the query in the newest places of a tree. Returns how many paths there are then. */

@@ -4,6 +4,7 @@
  * Like law.c, this file is not compiled with -ffast-math.
  */
 #include "law.h"
+#include "scratch.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -202,18 +203,6 @@ static int64_t reject(question *q, float *room, double *numbers) {
         q->token_behind = last;
         return last < width ? accepted : -1;
     }
-}
-
-/* This thread's room for `bytes`, kept from call to call. */
-static void *scratch(int64_t bytes) {
-    static __thread void *room;
-    static __thread int64_t held;
-    if (bytes > held) {
-        free(room);
-        room = malloc(bytes);
-        held = room ? bytes : 0;
-    }
-    return room;
 }
 
 /* Judge a tree. Returns how many nodes were accepted, or -1 where the rules in Python have something to say: a node without a law, a draft
