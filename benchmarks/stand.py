@@ -28,8 +28,8 @@ from paceline.core.errors import PacelineError
 from paceline.core.sampling import Sampling
 from paceline.drafting.base import memories
 from paceline.drafting.stand import Stand
-from paceline.drafting.stand_config import StandConfig
-from paceline.drafting.stand_template import Template, initial_template, optimise_template
+from paceline.drafting.stand.config import StandConfig
+from paceline.drafting.stand.template import Template, initial_template, optimise_template
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.engine.loop import Engine, EngineConfig

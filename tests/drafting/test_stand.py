@@ -17,9 +17,9 @@ from paceline.core.uniforms import stream, uniform_block
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftLimits
 from paceline.drafting.stand import Stand, StandConfig
-from paceline.drafting.stand_table import Entry
-from paceline.drafting.stand_template import Template, default_template
-from paceline.drafting.stand_walk import Spot, Walk, draw
+from paceline.drafting.stand.table import Entry
+from paceline.drafting.stand.template import Template, default_template
+from paceline.drafting.stand.walk import Spot, Walk, draw
 
 SAMPLED = Sampling(temperature=1.0)
 ROOM = DraftLimits(80, 80)

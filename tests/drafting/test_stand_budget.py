@@ -10,8 +10,8 @@ from paceline.bench.markov_source import MarkovSource, trajectories
 from paceline.core.request import Request, Sequence
 from paceline.core.sampling import Sampling
 from paceline.drafting.stand import Stand
-from paceline.drafting.stand_budget import FEW, SELDOM, Patience, Prospects
-from paceline.drafting.stand_config import StandConfig
+from paceline.drafting.stand.budget import FEW, SELDOM, Patience, Prospects
+from paceline.drafting.stand.config import StandConfig
 from paceline.planning.cost import ForwardCost
 
 REPEATING = MarkovSource.random(vocabulary=40, support=2, spread=2.0, seed=1)

@@ -17,9 +17,9 @@ from paceline.core.sampling import Sampling
 from paceline.core.tree import Distribution, Proposal, TokenTree
 from paceline.drafting.base import DraftLimits
 from paceline.drafting.stand import Stand, StandConfig
-from paceline.drafting.stand_table import Entry
-from paceline.drafting.stand_template import DEPTH, Template
-from paceline.drafting.stand_walk import Walk
+from paceline.drafting.stand.table import Entry
+from paceline.drafting.stand.template import DEPTH, Template
+from paceline.drafting.stand.walk import Walk
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.planning.cost import ForwardCost

@@ -14,7 +14,7 @@ from paceline.core.registry import parse
 from paceline.core.sampling import Sampling
 from paceline.drafting.base import DraftContext
 from paceline.drafting.stand import Stand
-from paceline.drafting.stand_config import StandConfig
+from paceline.drafting.stand.config import StandConfig
 
 SOURCE = MarkovSource.random(vocabulary=12, support=3, seed=2)
 CONTEXT = DraftContext(12, frozenset(), lambda rows: 1.0)

@@ -16,11 +16,11 @@ from paceline.core.tree import TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftLimits
 from paceline.drafting.stand import Stand
-from paceline.drafting.stand_config import StandConfig
-from paceline.drafting.stand_learning import Lesson, learn
-from paceline.drafting.stand_scope import Space
-from paceline.drafting.stand_table import Entry, NgramTable
-from paceline.drafting.stand_template import Template
+from paceline.drafting.stand.config import StandConfig
+from paceline.drafting.stand.learning import Lesson, learn
+from paceline.drafting.stand.scope import Space
+from paceline.drafting.stand.table import Entry, NgramTable
+from paceline.drafting.stand.template import Template
 from paceline.verification.verifier import Verifier
 
 VOCABULARY = 12

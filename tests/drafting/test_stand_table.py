@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from paceline.core.errors import UsageError
 from paceline.core.request import FinishReason, Request, Sequence
 from paceline.core.sampling import Sampling
-from paceline.drafting.stand_scope import Space, Spaces, signature
-from paceline.drafting.stand_table import Entry, NgramTable
+from paceline.drafting.stand.scope import Space, Spaces, signature
+from paceline.drafting.stand.table import Entry, NgramTable
 
 BOB, MARY, TOM, SUE = 0, 1, 2, 3  # id 0 is an ordinary token
 

@@ -10,10 +10,10 @@ import pytest
 
 from paceline.core.errors import UsageError
 from paceline.core.registry import parse
-from paceline.drafting import stand_template
 from paceline.drafting.base import DraftContext
 from paceline.drafting.stand import Stand
-from paceline.drafting.stand_template import (
+from paceline.drafting.stand import template as stand_template
+from paceline.drafting.stand.template import (
     RankPath,
     Template,
     count_accepted,
@@ -165,7 +165,7 @@ def test_the_shipped_template_says_how_it_was_measured() -> None:
     assert len(shipped_template()) == 80
     assumed = Stand.build(parse("stand:template=assumed")[0].config(), DraftContext(12, frozenset(), lambda rows: 1.0))
     assert assumed.template is None
-    record = json.loads((Path(stand_template.__file__).with_name("stand_template.json")).read_text())
+    record = json.loads((Path(stand_template.__file__).with_name("template.json")).read_text())
     assert {"model", "device", "steps", "command"} <= set(record["measured"])
     assert record["digest"] == digest(shipped_template().paths)
 

@@ -18,7 +18,7 @@ from paceline.core.tree import ROOT, Distribution, Proposal, TokenTree
 from paceline.drafting import stand_learning
 from paceline.drafting.base import Drafter
 from paceline.drafting.stand import Stand
-from paceline.drafting.stand_config import StandConfig
+from paceline.drafting.stand.config import StandConfig
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.verification import rows as judged_rows

@@ -19,14 +19,14 @@ from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftContext, DraftLimits
 from paceline.drafting.prompt_lookup import PromptLookup, PromptLookupConfig
-from paceline.drafting.stand_budget import Patience, Prospects
-from paceline.drafting.stand_config import StandConfig
-from paceline.drafting.stand_file import kept, read_tables, restore, write_tables
-from paceline.drafting.stand_learning import Lesson, along, judged, learn
-from paceline.drafting.stand_scope import Spaces
-from paceline.drafting.stand_table import NgramTable
-from paceline.drafting.stand_template import Place, RankPath, Template, default_template, named_template
-from paceline.drafting.stand_walk import NO_DRAW, Spot, Walk, draw
+from paceline.drafting.stand.budget import Patience, Prospects
+from paceline.drafting.stand.config import StandConfig
+from paceline.drafting.stand.file import kept, read_tables, restore, write_tables
+from paceline.drafting.stand.learning import Lesson, along, judged, learn
+from paceline.drafting.stand.scope import Spaces
+from paceline.drafting.stand.table import NgramTable
+from paceline.drafting.stand.template import Place, RankPath, Template, default_template, named_template
+from paceline.drafting.stand.walk import NO_DRAW, Spot, Walk, draw
 from paceline.planning.cost import ForwardCost, StepWatch
 
 COPIES = PromptLookupConfig(length=12)

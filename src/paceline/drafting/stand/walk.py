@@ -10,9 +10,9 @@ from paceline.core.request import Sequence
 from paceline.core.rng import Purpose, key, uniforms
 from paceline.core.tree import Distribution, TokenTree
 from paceline.drafting.growth import Growth, draw_counters
-from paceline.drafting.stand_scope import Space
-from paceline.drafting.stand_table import Context, Entry
-from paceline.drafting.stand_template import Place, RankPath
+from paceline.drafting.stand.scope import Space
+from paceline.drafting.stand.table import Context, Entry
+from paceline.drafting.stand.template import Place, RankPath
 
 NO_DRAW = -1  # the root was not drawn
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-from paceline.drafting.stand_table import Entry
+from paceline.drafting.stand.table import Entry
 
 MEMORY = 128  # judged draws that an estimate remembers
 FIRST = 3.0  # judged draws that the first guess weighs

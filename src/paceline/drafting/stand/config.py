@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Literal
 
 from paceline.core.errors import UsageError
-from paceline.drafting.stand_scope import Scope
-from paceline.drafting.stand_template import DEPTH
+from paceline.drafting.stand.scope import Scope
+from paceline.drafting.stand.template import DEPTH
 
 NODES_BY_BATCH = ((1, 80), (4, 32))  # sequences drafted for, nodes for each: rows of a forward are shared by all
 NODES_BEYOND = 16

@@ -16,10 +16,10 @@ from paceline.core.sampling import Sampling
 from paceline.core.transform import Likeliest, law_of, likeliest, target_distribution
 from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import Verdict
-from paceline.drafting.stand_config import StandConfig
-from paceline.drafting.stand_scope import Space
-from paceline.drafting.stand_table import Context, Entry, NgramTable
-from paceline.drafting.stand_walk import Walk
+from paceline.drafting.stand.config import StandConfig
+from paceline.drafting.stand.scope import Space
+from paceline.drafting.stand.table import Context, Entry, NgramTable
+from paceline.drafting.stand.walk import Walk
 
 UNKNOWN = -1  # what follows a node that was judged and rejected
 NOTHING: Mapping[int, Likeliest] = MappingProxyType({})

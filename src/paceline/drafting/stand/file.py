@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.core.errors import UsageError
-from paceline.drafting.stand_scope import Space, Spaces
-from paceline.drafting.stand_table import Context, Entry, NgramTable
+from paceline.drafting.stand.scope import Space, Spaces
+from paceline.drafting.stand.table import Context, Entry, NgramTable
 
 FORMAT = 1
 NOBODY = -1  # stands for a sequence of an earlier process
@@ -27,7 +27,7 @@ class SavedSpace:
     """One share of a table.
 
     Args:
-        name: whose it is, as `stand_scope.Spaces` names it.
+        name: whose it is, as `scope.Spaces` names it.
         seeds: of the sequences that fed it.
         contexts, counts, ids, probs: its entries, the least recently used first; rows of `ids` and `probs` end in zero probabilities.
     """

@@ -136,7 +136,7 @@ def digest(paths: Many[RankPath]) -> str:
 
 def shipped_template() -> Template:
     """The template measured on pocket-code; the file says how."""
-    return Template.load(Path(__file__).with_name("stand_template.json"))
+    return Template.load(Path(__file__).with_name("template.json"))
 
 
 def named_template(name: str) -> Template | None:
