@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from stand_tables import interpreted, teach
 
 from paceline.core.batch import Taps
 from paceline.core.request import Request, Sequence
@@ -17,9 +18,9 @@ from paceline.core.uniforms import stream, uniform_block
 from paceline.core.verdict import Verdict
 from paceline.drafting.base import DraftLimits
 from paceline.drafting.stand import Stand, StandConfig
+from paceline.drafting.stand.draw import Draft, Drawing
 from paceline.drafting.stand.table import Entry
 from paceline.drafting.stand.template import Template, default_template
-from paceline.drafting.stand.walk import Spot, Walk, draw
 
 SAMPLED = Sampling(temperature=1.0)
 ROOM = DraftLimits(80, 80)
@@ -34,13 +35,20 @@ def seeded(seed: int) -> Sampling:
     return Sampling(temperature=1.0, seed=seed)
 
 
-def taught(laws: dict[tuple[int, ...], dict[int, float]], config: StandConfig | None = None, template: Template | None = None) -> Stand:
-    """A drafter whose process-wide table holds these laws, for `SAMPLED` settings and greedy ones alike."""
+Laws = dict[tuple[int, ...], dict[int, float]]
+
+
+def taught(laws: Laws, config: StandConfig | None = None, template: Template | None = None, drawing: type[Drawing] | None = None) -> Stand:
+    """A drafter whose process-wide table holds these laws, for `SAMPLED` settings and greedy ones alike.
+
+    Args:
+        drawing: who draws, in plain Python; else whoever the drafter chooses.
+    """
     drafter = Stand(config or StandConfig(scope="process"), frozenset({99}), template)
+    if drawing is not None:
+        interpreted(drafter, drawing)
     for uid, sampling in enumerate((SAMPLED, Sampling()), start=1000):
-        space = drafter._spaces.enter(sequence(uid, sampling=sampling))
-        for context, law in laws.items():
-            drafter.table.observe(space, [context], Entry.of(list(law), list(law.values())))
+        teach(drafter, sequence(uid, sampling=sampling), laws)
     return drafter
 
 
@@ -59,12 +67,14 @@ def test_blocks_of_numbers_are_the_numbers_of_the_generator() -> None:
 
 def test_ordered_draws_have_the_law_of_sequential_draws_without_replacement() -> None:
     """q = (.6, .3, .1) and two children: exact probabilities of every ordered pair, 2e5 draws, four sigma."""
-    drafter, draws, nodes = taught({}, StandConfig(scope="process", candidates=3)), 2 * 10**5, 10**4
-    walk, entry = drafter._start(sequence(), ROOM, 80), Entry.of([0, 1, 2], [0.54, 0.27, 0.09])
-    walk.growth.depth = [0] * nodes
+    drafter, draws, nodes = taught({}, StandConfig(scope="process", candidates=3), drawing=Drawing), 2 * 10**5, 10**4
+    walk, entry = drafter._stand(sequence(), ROOM, 80), Entry.of([0, 1, 2], [0.54, 0.27, 0.09])
+    draft, drawing = Draft.of(walk), drafter._draw
+    assert isinstance(drawing, Drawing)
+    draft.growth.depth = [0] * nodes
     found: Counter[tuple[int, ...]] = Counter()
     for walk.step in range(draws // nodes):
-        found.update(tuple(draw(Spot(walk, node, (), ()), entry).tokens[:2]) for node in range(nodes))
+        found.update(tuple(drawing.order(draft, node, entry)[:2]) for node in range(nodes))
     law = {(0, 1): 0.45, (0, 2): 0.15, (1, 0): 9 / 35, (1, 2): 3 / 70, (2, 0): 1 / 15, (2, 1): 1 / 30}
     for pair, mass in law.items():
         assert abs(found[pair] - draws * mass) < 4 * (draws * mass * (1 - mass)) ** 0.5
@@ -86,18 +96,17 @@ def test_trees_hold_the_draws_in_order_with_the_law_they_came_from() -> None:
         assert abs(found[pair] - 3000 * mass) < 4 * (3000 * mass) ** 0.5
 
 
-def test_numbers_are_never_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_are_never_used_twice() -> None:
     """Nodes of one tree, steps at one position, and sequences all draw with their own numbers."""
-    drafter = taught({(token,): {0: 0.5, 1: 0.5} for token in (0, 1, 5)}, template=default_template(80))
     used: list[float] = []
-    honest = Walk.numbers
 
-    def listening(walk: Walk, node: int, count: int) -> list[float]:
-        numbers = honest(walk, node, count)
-        used.extend(numbers)
-        return numbers
+    class Listening(Drawing):
+        def numbers(self, draft: Draft, node: int, count: int) -> list[float]:
+            numbers = super().numbers(draft, node, count)
+            used.extend(numbers)
+            return numbers
 
-    monkeypatch.setattr(Walk, "numbers", listening)
+    drafter = taught({(token,): {0: 0.5, 1: 0.5} for token in (0, 1, 5)}, template=default_template(80), drawing=Listening)
     for seed in range(3):
         one = sequence(seed, sampling=seeded(seed))
         drafted(drafter, one)
@@ -166,8 +175,8 @@ def test_limits_hold(nodes: int, depth: int) -> None:
 def test_nothing_is_drafted_below_an_end() -> None:
     drafter = taught({(5,): {99: 0.9}, (99,): {5: 0.9}, (7,): {8: 0.9}, (8,): {7: 0.9}})
     assert drafted(drafter, sequence()).token == (5, 99)
-    assert len(drafted(drafter, sequence(ignore_eos=True))) > 3
-    assert drafted(drafter, sequence(tokens=(7,), stop_ids=frozenset({8}))).token == (7, 8)
+    assert len(drafted(drafter, sequence(1, ignore_eos=True))) > 3
+    assert drafted(drafter, sequence(2, tokens=(7,), stop_ids=frozenset({8}))).token == (7, 8)
 
 
 def test_trees_are_smaller_in_larger_batches() -> None:
@@ -185,7 +194,7 @@ def observed(drafter: Stand, one: Sequence, tree: TokenTree, verdict: Verdict, l
 
 
 def remembered(drafter: Stand, one: Sequence, context: tuple[int, ...]) -> dict[int, float] | None:
-    row = drafter.table.find(drafter._spaces.enter(one), context)
+    row = dict(drafter.table.contexts(drafter._spaces.enter(one))).get(context)
     return None if row is None else dict(zip(row.ids, row.probs, strict=True))
 
 

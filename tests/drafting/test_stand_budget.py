@@ -61,7 +61,7 @@ def test_a_drafter_without_a_cost_model_sends_the_whole_tree() -> None:
 
 
 def test_chances_are_learned_by_kind_and_only_there() -> None:
-    prospects = Prospects(lambda rows: 1.0, longest=3, copied=4)
+    prospects = Prospects(ForwardCost(lambda rows: 1.0), longest=3, copied=4)
     good, bad = Prospects.kind(3, 0, 0.99), Prospects.kind(1, 0, 0.2)
     other = prospects.rates[Prospects.kind(2, 1, 0.5)]
     for _ in range(100):
@@ -79,14 +79,15 @@ def test_chances_are_learned_by_kind_and_only_there() -> None:
 
 @pytest.mark.parametrize(("cost", "expected"), [(lambda rows: 1.0, 0.0), (lambda rows: float(rows), 0.5)])
 def test_the_least_chance_is_the_price_of_a_row_in_tokens(cost: Callable[[int], float], expected: float) -> None:
-    assert Prospects(cost, 3).least(4) == pytest.approx(expected)
+    assert Prospects(ForwardCost(cost), 3).least(4) == pytest.approx(expected)
 
 
 def test_patience_doubles_while_tries_fail_and_returns_with_success() -> None:
     patience = Patience()
     pauses = []
     for _ in range(2000):
-        due = patience.due()
+        due = patience.due
+        patience.asked()
         pauses.append(due)
         patience.judged(due, accepted=False)
     tries = [at for at, due in enumerate(pauses) if due]
@@ -111,7 +112,7 @@ def test_copies_fill_in_where_the_table_knows_nothing() -> None:
 
 def test_the_price_of_a_draw_is_what_one_more_takes() -> None:
     """Not what a step's draws take by the piece: most of that is spent however many there are."""
-    prospects = Prospects(lambda rows: 1.0, longest=3)  # rows are free
+    prospects = Prospects(ForwardCost(lambda rows: 1.0), longest=3)  # rows are free
     for step in range(400):
         draws = step % 7
         prospects.drew(draws, 0.5 + 0.01 * draws + (5.0 if step % 50 == 49 else 0.0))  # now and then an interruption

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
+from stand_tables import interpreted, teach
 
 from paceline.bench.audit.certificate import Outcome
 from paceline.bench.audit.toy import toy_decoder
@@ -17,9 +19,8 @@ from paceline.core.sampling import Sampling
 from paceline.core.tree import Distribution, Proposal, TokenTree
 from paceline.drafting.base import DraftLimits
 from paceline.drafting.stand import Stand, StandConfig
-from paceline.drafting.stand.table import Entry
+from paceline.drafting.stand.draw import Draft, Drawing
 from paceline.drafting.stand.template import DEPTH, Template
-from paceline.drafting.stand.walk import Walk
 from paceline.engine.llm import LLM
 from paceline.engine.load import load
 from paceline.planning.cost import ForwardCost
@@ -54,6 +55,14 @@ def test_sampled_output_has_the_law_of_the_target() -> None:
 )
 def test_so_it_has_under_other_settings(config: StandConfig, sampling: Sampling) -> None:
     assert p_value(Stand(config), sampling, 10_000) > ALARM
+
+
+def test_so_it_has_without_kernels() -> None:
+    config = StandConfig(nodes=8, contexts=SMALL)
+    assert p_value(interpreted(Stand(config)), Sampling(temperature=0.8, top_p=0.9), 10_000) > ALARM
+    members = trajectories(100, 100, PLAIN)
+    SOURCE.run(interpreted(priced(config)), members)
+    assert SOURCE.test(members).p_value > ALARM
 
 
 def priced(config: StandConfig) -> Stand:
@@ -104,20 +113,17 @@ def resorted(tree: TokenTree) -> TokenTree:
     return TokenTree((tree.token[0], *children), tree.parent, tree.proposal)
 
 
-class SameNumbers(Walk):
-    __slots__ = ()
-
-    def numbers(self, node: int, count: int) -> list[float]:
-        return uniforms(key(self.sequence.seed, 0, Purpose.DRAFT), range(count))
+class SameNumbers(Drawing):
+    def numbers(self, draft: Draft, node: int, count: int) -> list[float]:
+        return uniforms(key(draft.walk.sequence.seed, 0, Purpose.DRAFT), range(count))
 
 
 class ReusedNumbers(Stand):
     """Fault: every node of every step draws with the same numbers, those of the sequence's first node."""
 
-    def _start(self, sequence: Sequence, limit: DraftLimits, nodes: int) -> Walk:
-        walk = super()._start(sequence, limit, nodes)
-        walk.__class__ = SameNumbers
-        return walk
+    def __init__(self, config: StandConfig) -> None:
+        super().__init__(config)
+        interpreted(self, SameNumbers)
 
 
 class NotRenormalised(Stand):
@@ -159,11 +165,8 @@ def test_a_perfect_table_is_always_right() -> None:
     depth, length = 4, 50
     drafter = Stand(StandConfig(contexts="2"), template=Template(tuple((0,) * size for size in range(1, depth + 1))))
     members = trajectories(4, length, PLAIN)
-    space = drafter._spaces.enter(members[0])
-    for before in range(SOURCE.vocabulary):
-        for last in range(SOURCE.vocabulary):
-            law = SOURCE.logits[before, last].softmax(-1)
-            drafter.table.observe(space, [(before, last)], Entry.of(list(range(SOURCE.vocabulary)), law.tolist()))
+    laws = SOURCE.logits.softmax(-1)
+    teach(drafter, members[0], {pair: dict(enumerate(laws[pair].tolist())) for pair in product(range(SOURCE.vocabulary), repeat=2)})
     steps = SOURCE.run(drafter, members)
     assert steps == 4 * length // (depth + 1)
     assert all(member.stats.accepted == member.stats.drafted for member in members)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import product
 
 import pytest
 import torch
+from stand_tables import teach
 
 from paceline.bench.markov_source import MarkovSource, trajectories
 from paceline.core.batch import Taps
@@ -19,7 +21,7 @@ from paceline.drafting.stand import Stand
 from paceline.drafting.stand.config import StandConfig
 from paceline.drafting.stand.learning import Lesson, learn
 from paceline.drafting.stand.scope import Space
-from paceline.drafting.stand.table import Entry, NgramTable
+from paceline.drafting.stand.table import NgramTable
 from paceline.drafting.stand.template import Template
 from paceline.verification.verifier import Verifier
 
@@ -59,7 +61,7 @@ def test_entries_whose_tokens_are_all_forbidden_are_rejected_and_the_law_stays(s
     drafter = Stand(StandConfig(scope="process", contexts="1", stochastic=stochastic), template=Template(((0,), (1,))))
     verifier = Verifier()
     members = [Sequence(seed, Request(history, Sampling(temperature=1.0, seed=seed, **sampling))) for seed in range(runs)]  # type: ignore[arg-type]
-    drafter.table.observe(drafter._spaces.enter(members[0]), [(4,)], Entry.of([5, 6], [0.6, 0.4]))
+    teach(drafter, members[0], {(4,): {5: 0.6, 6: 0.4}})
     for at in range(0, runs, 500):
         group = members[at : at + 500]
         trees = drafter.propose(group, [DraftLimits(2, 1)] * 500)
@@ -101,12 +103,13 @@ def test_the_remembered_tokens_are_the_likeliest_with_ties_to_the_lowest_id(dtyp
     sampling = Sampling(temperature=1.0, top_p=top_p)
     logits = torch.randint(0, 4, (40, 50), generator=torch.Generator().manual_seed(3)).to(dtype)
     for count in (1, 4, 10):
-        table, space = NgramTable(count, 1000), Space()
-        learn(table, StandConfig(candidates=count, contexts="1"), [Lesson(space, sampling, (row,), row) for row in range(40)], logits)
+        table, space, text = NgramTable((1,), count, 1000), Space(), array("i", range(40))
+        learn(table, StandConfig(candidates=count, contexts="1"), [Lesson(space, sampling, text, 0, 1, range(40), text[1:])], logits)
         for row, law in enumerate(target_distribution(logits, sampling).float().tolist()):
             best = sorted((-prob, token) for token, prob in enumerate(law) if prob > 0)[:count]
-            entry = table.find(space, (row,))
-            assert entry is not None
+            found = table.longest(space, (row,))
+            assert found is not None
+            entry = found[0]
             assert list(zip(entry.ids, entry.probs, strict=True)) == [(token, -prob) for prob, token in best]
 
 

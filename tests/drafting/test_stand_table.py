@@ -3,132 +3,157 @@
 from __future__ import annotations
 
 import random
+from array import array
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_tables import compiled_table
 
 from paceline.core.errors import UsageError
 from paceline.core.request import FinishReason, Request, Sequence
 from paceline.core.sampling import Sampling
 from paceline.drafting.stand.scope import Space, Spaces, signature
-from paceline.drafting.stand.table import Entry, NgramTable
+from paceline.drafting.stand.table import Entry, NgramTable, Table
 
 BOB, MARY, TOM, SUE = 0, 1, 2, 3  # id 0 is an ordinary token
+Law = dict[int, float]
+Make = Callable[[int, int], Table]
 
 
-def entry(table: NgramTable, context: tuple[int, ...] = (5,), space: str = "a") -> dict[int, float]:
-    row = table.find(space, context)
+@pytest.fixture(params=["plain", "compiled"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Tables of contexts of one token, in plain Python and by the kernel."""
+    if request.param == "plain":
+        return lambda width, capacity: NgramTable((1,), width, capacity)
+    return lambda width, capacity: compiled_table((1,), width, capacity)
+
+
+def observe(table: Table, token: int, law: Law, space: str = "a") -> None:
+    table.learn(space, array("i", [token]), 0, 1, [(list(law), list(law.values()))])
+
+
+def found(table: Table, token: int = 5, space: str = "a") -> Entry | None:
+    row = table.longest(space, (token,))
+    return None if row is None else row[0]
+
+
+def entry(table: Table, token: int = 5, space: str = "a") -> Law:
+    row = found(table, token, space)
     assert row is not None
     return dict(zip(row.ids, row.probs, strict=True))
 
 
-def test_the_worked_example() -> None:
-    table = NgramTable(10, 100)
-    table.observe("a", [(5,)], Entry.of([BOB, MARY, TOM], [0.7, 0.2, 0.05]))
-    table.observe("a", [(5,)], Entry.of([MARY, BOB, SUE], [0.6, 0.3, 0.05]))
+def test_the_worked_example(make: Make) -> None:
+    table = make(10, 100)
+    observe(table, 5, {BOB: 0.7, MARY: 0.2, TOM: 0.05})
+    observe(table, 5, {MARY: 0.6, BOB: 0.3, SUE: 0.05})
     assert entry(table) == pytest.approx({BOB: 0.5, MARY: 0.4, TOM: 0.025, SUE: 0.025})  # 0.95 in all: not renormalised
-    row = table.find("a", (5,))
+    row = found(table)
     assert row is not None
     assert row.ids == (BOB, MARY, TOM, SUE)
     assert row.count == 2
 
 
-def test_the_same_law_again_changes_nothing() -> None:
-    table = NgramTable(3, 100)
-    law = [float(np.float32(prob)) for prob in (0.6, 0.3, 0.1 / 3)]
+def test_the_same_law_again_changes_nothing(make: Make) -> None:
+    table = make(3, 100)
+    law = {token: float(np.float32(prob)) for token, prob in ((9, 0.6), (0, 0.3), (4, 0.1 / 3))}
     for _ in range(7):
-        table.observe("a", [(5,)], Entry.of([9, 0, 4], law))
-        assert entry(table) == dict(zip([9, 0, 4], law, strict=True))
+        observe(table, 5, law)
+        assert entry(table) == law
 
 
 @given(st.lists(st.dictionaries(st.integers(0, 6), st.floats(0.01, 0.2), min_size=1, max_size=5), min_size=2, max_size=2))
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_the_order_of_two_observations_does_not_matter(laws: list[dict[int, float]]) -> None:
-    tables = [NgramTable(10, 100), NgramTable(10, 100)]  # at most 7 tokens in all: nothing is cut
-    for table, order in zip(tables, (laws, laws[::-1]), strict=True):
-        for law in order:
-            table.observe("a", [(5,)], Entry.of(list(law), list(law.values())))
-    assert entry(tables[0]) == pytest.approx(entry(tables[1]), rel=1e-5)
+def test_the_order_of_two_observations_does_not_matter(laws: list[Law]) -> None:
+    for make in (NgramTable, compiled_table):
+        tables = [make((1,), 10, 100), make((1,), 10, 100)]  # at most 7 tokens in all: nothing is cut
+        for table, order in zip(tables, (laws, laws[::-1]), strict=True):
+            for law in order:
+                observe(table, 5, law)
+        assert entry(tables[0]) == pytest.approx(entry(tables[1]), rel=1e-5)
 
 
-def test_normalising_before_averaging_would_be_another_table() -> None:
+def test_normalising_before_averaging_would_be_another_table(make: Make) -> None:
     """Negative control of the worked example: laws of unequal mass weigh differently once normalised."""
-    table = NgramTable(10, 100)
-    for ids, probs in (([BOB, MARY], [0.8, 0.1]), ([MARY], [0.2])):
-        table.observe("a", [(5,)], Entry.of(ids, [prob / sum(probs) for prob in probs]))
+    laws: list[Law] = [{BOB: 0.8, MARY: 0.1}, {MARY: 0.2}]
+    table = make(10, 100)
+    for law in laws:
+        observe(table, 5, {token: prob / sum(law.values()) for token, prob in law.items()})
     wrong = entry(table)
-    table = NgramTable(10, 100)
-    table.observe("a", [(5,)], Entry.of([BOB, MARY], [0.8, 0.1]))
-    table.observe("a", [(5,)], Entry.of([MARY], [0.2]))
+    table = make(10, 100)
+    for law in laws:
+        observe(table, 5, law)
     assert entry(table) == pytest.approx({BOB: 0.4, MARY: 0.15})
     assert wrong != pytest.approx(entry(table))
 
 
-def test_only_the_likeliest_stay_and_zeros_are_not_stored() -> None:
-    table = NgramTable(2, 100)
-    table.observe("a", [(5,)], Entry.of([1, 2], [0.5, 0.0]))
+def test_only_the_likeliest_stay_and_zeros_are_not_stored(make: Make) -> None:
+    table = make(2, 100)
+    observe(table, 5, {1: 0.5, 2: 0.0})
     assert entry(table) == {1: 0.5}
-    table.observe("a", [(5,)], Entry.of([7, 3], [0.8, 0.1]))
+    observe(table, 5, {7: 0.8, 3: 0.1})
     assert list(entry(table)) == [7, 1]
 
 
-def test_memory_is_bounded_and_the_least_recently_used_go_first() -> None:
-    table = NgramTable(4, 300)
+def test_memory_is_bounded_and_the_least_recently_used_go_first(make: Make) -> None:
+    table = make(4, 300)
     for token in range(300):
-        table.observe("a", [(token,)], Entry.of([token], [0.5]))
-    assert table.find("a", (0,)) is not None  # a look-up is a use
+        observe(table, token, {token: 0.5})
+    assert found(table, 0) is not None  # a look-up is a use
     for token in range(300, 310):
-        table.observe("a", [(token,)], Entry.of([token], [0.5]))
+        observe(table, token, {token: 0.5})
     assert len(table) == 300
     assert table.evictions == 10
-    assert entry(table, (0,)) == {0: 0.5}
-    assert table.find("a", (1,)) is None
-    assert entry(table, (309,)) == {309: 0.5}
+    assert entry(table, 0) == {0: 0.5}
+    assert found(table, 1) is None
+    assert entry(table, 309) == {309: 0.5}
 
 
-def test_the_space_unused_for_longest_pays_first() -> None:
-    table = NgramTable(4, 4)
+def test_the_space_unused_for_longest_pays_first(make: Make) -> None:
+    table = make(4, 4)
     for space in ("a", "b"):
         for token in range(2):
-            table.observe(space, [(token,)], Entry.of([token], [0.5]))
+            observe(table, token, {token: 0.5}, space)
     table.use("a")
-    table.observe("a", [(9,)], Entry.of([1], [0.5]))
-    assert table.find("b", (0,)) is None
-    assert table.find("a", (0,)) is not None
+    observe(table, 9, {1: 0.5})
+    assert found(table, 0, "b") is None
+    assert found(table, 0) is not None
 
 
-def test_spaces_are_apart_and_dropping_one_frees_its_rows() -> None:
-    table = NgramTable(4, 1000)
+def test_spaces_are_apart_and_dropping_one_frees_its_rows(make: Make) -> None:
+    table = make(4, 1000)
     for token in range(400):
-        table.observe("a", [(token,)], Entry.of([1], [0.5]))
+        observe(table, token, {1: 0.5})
     before = table.bytes()
-    assert table.find("b", (3,)) is None
+    assert found(table, 3, "b") is None
     table.drop("a")
     table.drop("never there")
     assert len(table) == 0
     for token in range(400):
-        table.observe("b", [(token,)], Entry.of([2], [0.25]))
-        assert entry(table, (token,), "b") == {2: 0.25}  # nothing is left of the row's last owner
+        observe(table, token, {2: 0.25}, "b")
+        assert entry(table, token, "b") == {2: 0.25}  # nothing is left of the row's last owner
     assert table.bytes() == before
 
 
-def test_random_use_keeps_every_row_to_one_context() -> None:
-    table, numbers = NgramTable(2, 50), random.Random(1)
+def test_random_use_keeps_every_row_to_one_context(make: Make) -> None:
+    table, numbers = make(2, 50), random.Random(1)
     for _ in range(2000):
         space = numbers.choice("abc")
         if numbers.random() < 0.01:
             table.drop(space)
-        context = (numbers.randrange(40),)
-        table.observe(space, [context], Entry.of([context[0]], [0.5]))
-        assert entry(table, context, space) == {context[0]: 0.5}
+        token = numbers.randrange(40)
+        observe(table, token, {token: 0.5}, space)
+        assert entry(table, token, space) == {token: 0.5}
         assert len(table) <= 50
 
 
-def test_sizes_must_be_positive() -> None:
-    with pytest.raises(UsageError, match="at least one"):
-        NgramTable(0, 5)
+@pytest.mark.parametrize("wrong", [((), 1, 1), ((0,), 1, 1), ((1,), 0, 5), ((1,), 5, 0)])
+def test_sizes_must_be_positive(wrong: tuple[tuple[int, ...], int, int]) -> None:
+    with pytest.raises(UsageError, match="above 0"):
+        NgramTable(*wrong)
 
 
 def sequence(uid: int, prompt: tuple[int, ...] = (1,), tenant: str = "", **options: float) -> Sequence:

@@ -43,15 +43,18 @@ def test_the_initial_tree_is_large_and_deep() -> None:
     template = initial_template()
     assert len(template) == 625
     assert template.depth == 20
-    places = [template.root()]
-    for place in places:
-        assert place is not None
-        assert place.width == len(place.below) == sum(path[:-1] == place.path for path in template.paths)
-        assert place.width <= (10 if len(place.path) != 1 else 5)
-        assert place.width == 1 or len(place.path) < 4
-        assert all(below.path == (*place.path, rank) for rank, below in enumerate(place.below) if below is not None)
-        places.extend(below for below in place.below if below is not None)
-    assert {place.path for place in places if place is not None} == {path[:-1] for path in template.paths}
+    places = template.places()
+    assert places is not None
+    walked: list[tuple[RankPath, int]] = [((), 0)]
+    for path, place in walked:
+        width = places.width[place]
+        assert width == sum(known[:-1] == path for known in template.paths)
+        assert width <= (10 if len(path) != 1 else 5)
+        assert width == 1 or len(path) < 4
+        below = places.below[places.first[place] : places.first[place] + width]
+        walked.extend(((*path, rank), child) for rank, child in enumerate(below) if child >= 0)
+    assert {path for path, _ in walked} == {path[:-1] for path in template.paths}
+    assert len(walked) == len(places.width)
 
 
 @pytest.mark.parametrize("nodes", [1, 16, 32, 80])
@@ -71,7 +74,7 @@ def test_cutting_keeps_a_tree_within_its_limits() -> None:
     cut = initial_template().cut(50, depth=3)
     assert len(cut) == 50
     assert cut.depth <= 3
-    assert initial_template().cut(0).root() is None
+    assert initial_template().cut(0).places() is None
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -15,9 +15,9 @@ from paceline.core.request import Request, Sequence
 from paceline.core.sampling import Sampling
 from paceline.core.transform import Likeliest, likeliest, target_distribution
 from paceline.core.tree import ROOT, Distribution, Proposal, TokenTree
-from paceline.drafting import stand_learning
 from paceline.drafting.base import Drafter
 from paceline.drafting.stand import Stand
+from paceline.drafting.stand import learning as stand_learning
 from paceline.drafting.stand.config import StandConfig
 from paceline.engine.llm import LLM
 from paceline.engine.load import load

@@ -19,6 +19,7 @@ LIBRARIES: dict[str, tuple[dict[str, tuple[str, ...]], tuple[str, ...]]] = {  # 
     "decode-bf16": (DECODE, ("-DBF16=1",)),
     "law": ({"law.c": (), "judge.c": ()}, ()),
     "forest": ({"forest.c": ("-ffp-contract=off",), "squeeze.c": ()}, ()),
+    "stand": ({"ngrams.c": (), "stand.c": ()}, ("-ffp-contract=off",)),
 }
 # Linking is a step of its own: a library linked under -ffast-math switches denormal numbers off for the whole process.
 LINK_FLAGS = ("-shared", "-pthread")

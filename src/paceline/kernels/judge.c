@@ -3,22 +3,15 @@
  *
  * Like law.c, this file is not compiled with -ffast-math.
  */
+#include "draft.h"
 #include "law.h"
+#include "rng.h"
 #include "scratch.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { TARGET = 1, ACCEPT = 3, RESIDUAL = 4 }; /* core/rng.py: Purpose */
 enum { MATCH, REJECT, GREEDY };                /* by sample and match, by recursive rejection, or along the likeliest tokens */
-
-/* The law that a node's children were drawn from: `size` probabilities, of the ids or, without them, of the first tokens. */
-typedef struct {
-    int64_t node;
-    const int64_t *ids;
-    const void *probs;
-    int64_t size, wide; /* whether in float64 */
-} draft;
 
 typedef struct {
     const void *logits; /* of the nodes */
@@ -36,16 +29,8 @@ typedef struct {
     float *probs;
 } question;
 
-static uint64_t mix(uint64_t value) {
-    value += 0x9E3779B97F4A7C15u;
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9u;
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EBu;
-    return value ^ (value >> 31);
-}
-
-static double number(const question *q, int64_t depth, uint64_t purpose, uint64_t count) {
-    uint64_t state = mix(mix(mix(q->seed) ^ (uint64_t)(q->position + depth)) ^ purpose);
-    return (double)(mix(state ^ count) >> 11) * 0x1p-53;
+static double number_at(const question *q, int64_t depth, uint64_t purpose, uint64_t count) {
+    return number(stream(q->seed, q->position + depth, purpose), count);
 }
 
 /* The law at a node, as the next one that was reached, until the next is asked for; NULL where there is none. */
@@ -96,7 +81,7 @@ static int64_t said(question *q, int64_t node, float *room) {
         return q->half ? likeliest_half((const uint16_t *)q->logits + at, q->width) : likeliest_whole((const uint32_t *)q->logits + at, q->width);
     }
     const float *law = law_at(q, node, room);
-    const int64_t token = law ? draw(law, q->width, number(q, q->depth - 1, TARGET, 0)) : q->width;
+    const int64_t token = law ? draw(law, q->width, number_at(q, q->depth - 1, TARGET, 0)) : q->width;
     return token < q->width ? token : -1;
 }
 
@@ -179,7 +164,7 @@ static int64_t reject(question *q, float *room, double *numbers) {
             if (!whole) whole = mass(law, width);
             const double share = d ? probs[place] / drafted : 1;
             if (!(share > 0)) return -1;
-            if (number(q, depth, ACCEPT, refused) < (refused ? left[token] : law[token]) / whole / share) {
+            if (number_at(q, depth, ACCEPT, refused) < (refused ? left[token] : law[token]) / whole / share) {
                 into = child;
                 break;
             }
@@ -199,7 +184,7 @@ static int64_t reject(question *q, float *room, double *numbers) {
             q->accepted[accepted++] = into;
             continue;
         }
-        const int64_t last = refused ? draw_wide(left, width, number(q, depth, RESIDUAL, 0)) : draw(law, width, number(q, depth, TARGET, 0));
+        const int64_t last = refused ? draw_wide(left, width, number_at(q, depth, RESIDUAL, 0)) : draw(law, width, number_at(q, depth, TARGET, 0));
         q->token_behind = last;
         return last < width ? accepted : -1;
     }

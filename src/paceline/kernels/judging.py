@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 
 from paceline.core.transform import Likeliest
-from paceline.core.tree import Distribution, TokenTree
+from paceline.core.tree import TokenTree
 from paceline.kernels.build import library
+from paceline.kernels.drafts import records
 
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 SEED = (1 << 64) - 1
@@ -25,12 +26,6 @@ class Rule(IntEnum):
     MATCH = 0
     REJECT = 1
     GREEDY = 2
-
-
-class CDraft(ctypes.Structure):
-    """`draft` of judge.c."""
-
-    _fields_ = (("node", INTEGER), ("ids", POINTER), ("probs", POINTER), ("size", INTEGER), ("wide", INTEGER))
 
 
 class CQuestion(ctypes.Structure):
@@ -104,8 +99,7 @@ class Judge:
         token, parent, out = array("q", tree.token), array("q", tree.parent), array("q", bytes(8 * deep * (3 + wanted)))
         probs = array("f", bytes(4 * deep * wanted))
         proposal = tree.proposal if rule is Rule.REJECT else None
-        held = [] if proposal is None else [_held(node, drawn) for node, drawn in proposal.q.items()]
-        drafts = (CDraft * len(held))(*(draft for draft, _ in held))
+        drafts, drawn, _held = (0, 0, None) if proposal is None else records(proposal.q)
         found = out.buffer_info()[0]
         temperature, top_k, top_p, min_p = law
         question = CQuestion(
@@ -118,9 +112,9 @@ class Judge:
             min_p,
             token.buffer_info()[0],
             parent.buffer_info()[0],
-            ctypes.addressof(drafts),
+            drafts,
             len(token),
-            len(held),
+            drawn,
             proposal is not None and proposal.replacement,
             rule,
             seed & SEED,
@@ -142,19 +136,6 @@ class Judge:
             first, size = 3 * deep + at * wanted, out[2 * deep + at]
             likeliest[out[at]] = out[first : first + size].tolist(), probs[at * wanted : at * wanted + size].tolist()
         return Walked(tuple(out[deep : deep + count]), question.token_behind, likeliest)
-
-
-def _held(node: int, drawn: Distribution) -> tuple[CDraft, object]:
-    """A draft as the kernel reads it, and what must outlive it."""
-    if isinstance(drawn.probs, tuple):
-        assert isinstance(drawn.ids, tuple)
-        numbers, places = array("d", drawn.probs), array("q", drawn.ids)
-        return CDraft(node, places.buffer_info()[0], numbers.buffer_info()[0], len(numbers), True), (numbers, places)
-    probs = drawn.probs.cpu().contiguous()
-    probs = probs if probs.dtype in (torch.float32, torch.float64) else probs.float()
-    ids = None if drawn.ids is None else torch.as_tensor(drawn.ids, dtype=torch.int64, device="cpu").contiguous()
-    struct = CDraft(node, None if ids is None else ids.data_ptr(), probs.data_ptr(), len(probs), probs.dtype is torch.float64)
-    return struct, (probs, ids)
 
 
 @cache

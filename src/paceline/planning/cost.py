@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Sequence as Many
@@ -53,7 +54,7 @@ class ForwardCost:
     def __init__(self, probe: Callable[[int], float], sizes: tuple[int, ...] = SIZES) -> None:
         self._probe, self._sizes = probe, sizes
         self._seconds: list[float] = []
-        self._table: list[float] = []
+        self._table: array[float] = array("d")
         self._drift = 1.0  # what all sizes changed by since the table was built
         self._observed = 0
         self._doubts: list[tuple[int, float]] = []  # size and seconds of steps that were faster than thought possible
@@ -66,6 +67,13 @@ class ForwardCost:
             return self._table[rows]
         slope = self._table[-1] - self._table[-2]
         return self._table[-1] + slope * (rows - len(self._table) + 1)
+
+    @property
+    def table(self) -> array[float]:
+        """Seconds by rows as far as they were measured, to be read until the next observation. Beyond, the last slope goes on."""
+        if not self._table:
+            self._measure()
+        return self._table
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a step that happened.
@@ -111,7 +119,7 @@ class ForwardCost:
         """Interpolate. What is learned of a size holds for larger ones at least."""
         self._settle()
         self._seconds = list(accumulate(self._seconds, max))
-        table = [0.0]
+        table = array("d", [0.0])
         for (low, high), (fast, slow) in zip(
             zip((0, *self._sizes), self._sizes, strict=False), zip((0.0, *self._seconds), self._seconds, strict=False), strict=True
         ):

@@ -7,10 +7,11 @@ before, and how decided the remembered law is. All of it is known before the val
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable
 
 from paceline.drafting.stand.table import Entry
+from paceline.planning.cost import ForwardCost
 
 MEMORY = 128  # judged draws that an estimate remembers
 FIRST = 3.0  # judged draws that the first guess weighs
@@ -45,16 +46,16 @@ class Prospects:
         copied: length of the longest suffix that a copy rests on.
     """
 
-    def __init__(self, cost: Callable[[int], float], longest: int, copied: int = 0) -> None:
+    def __init__(self, cost: ForwardCost, longest: int, copied: int = 0) -> None:
         self.cost, self.longest, self._suffixes = cost, longest, copied
         bins = len(PEAKS) + 1
         drawn = [0.15 + 0.6 * (at % bins) / bins if at // bins % RANKS == 0 else 0.15 for at in range((longest + 1) * RANKS * bins)]
-        self.rates = drawn + [0.6] * (copied * RANKS * bins)  # measured share of draws of each class that were accepted once judged
+        # measured share of draws of each class that were accepted once judged
+        self.rates = array("d", drawn + [0.6] * (copied * RANKS * bins))
         self._seen = [FIRST] * len(self.rates)
         self._tokens, self._seconds = 1.0, cost(1)
-        self._hand = 0.0  # seconds that the host takes for one more draw
+        self.hand = 0.0  # seconds that the host takes for one more draw
         self._drawn, self._took = Mean(), Mean()
-        self._best: float | None = None  # of what copies are worth
 
     @staticmethod
     def kind(length: int, rank: int, peak: float) -> int:
@@ -82,14 +83,17 @@ class Prospects:
 
     def copying(self) -> float:
         """Chance of the first token of a copy that rests on the best kind of suffix."""
-        if self._best is None:
-            self._best = max([self.rates[self.copied(suffix, 0)] for suffix in range(1, self._suffixes + 1)])
-        return self._best
+        return max([self.rates[self.copied(suffix, 0)] for suffix in range(1, self._suffixes + 1)])
+
+    @property
+    def pace(self) -> float:
+        """Tokens per second at present."""
+        return self._tokens / self._seconds
 
     def least(self, rows: int) -> float:
         """The chance below which a further row does not pay, in a forward that has so many already."""
         row = (self.cost(rows + SPAN) - self.cost(rows)) / SPAN
-        return self._tokens / self._seconds * (EAGER * row + self._hand)
+        return self.pace * (EAGER * row + self.hand)
 
     def drew(self, draws: int, seconds: float) -> None:
         """So many draws took the host so long. Small models are done with a row sooner than the host is with a draw.
@@ -103,13 +107,12 @@ class Prospects:
         self._drawn.add(draws, more * more)
         self._took.add(seconds, more * longer)
         if self._drawn.spread > 0:
-            self._hand = max(0.0, self._took.spread / self._drawn.spread)
+            self.hand = max(0.0, self._took.spread / self._drawn.spread)
 
     def judged(self, kind: int, accepted: bool) -> None:
         """A draw was judged."""
         seen = self._seen[kind] = min(self._seen[kind] + 1, MEMORY)
         self.rates[kind] += (accepted - self.rates[kind]) / seen
-        self._best = None
 
     def stepped(self, rows: int, tokens: int) -> None:
         """A step brought so many tokens: the speed that further rows are weighed against."""
@@ -128,11 +131,15 @@ class Patience:
     def __init__(self) -> None:
         self.idle, self.pause, self.trying = 0, FEW, False
 
+    @property
     def due(self) -> bool:
-        """Whether this step should try. To be asked in steps that would send nothing."""
+        """Whether this step should try if nothing seems to pay."""
+        return self.idle + 1 >= self.pause
+
+    def asked(self) -> None:
+        """Nothing seemed to pay in this step."""
+        self.trying = self.due
         self.idle += 1
-        self.trying = self.idle >= self.pause
-        return self.trying
 
     def learns(self, step: int) -> bool:
         """Whether this step is to be learned from: laws cost host time, which text that never repeats does not give back."""

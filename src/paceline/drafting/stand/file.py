@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from paceline.core.errors import UsageError
 from paceline.drafting.stand.scope import Space, Spaces
-from paceline.drafting.stand.table import Context, Entry, NgramTable
+from paceline.drafting.stand.table import Context, Entry, Table
 
 FORMAT = 1
 NOBODY = -1  # stands for a sequence of an earlier process
@@ -40,18 +40,24 @@ class SavedSpace:
     probs: npt.NDArray[np.float64]
 
 
-def kept(spaces: Spaces, table: NgramTable) -> list[SavedSpace]:
-    """All spaces of a table, ready to be written."""
+def kept(spaces: Spaces, table: Table, width: int) -> list[SavedSpace]:
+    """All spaces of a table, ready to be written.
+
+    Args:
+        width: most tokens of an entry.
+    """
     found = []
     for name, space in spaces.named():
         contexts = table.contexts(space)
-        ids, probs = table.gather([entry for _, entry in contexts])
+        ids, probs = np.zeros((len(contexts), width), np.int32), np.zeros((len(contexts), width))
+        for at, (_, entry) in enumerate(contexts):
+            ids[at, : len(entry.ids)], probs[at, : len(entry.ids)] = entry.ids, entry.probs
         counts = np.array([entry.count for _, entry in contexts], np.int32)
         found.append(SavedSpace(name, tuple(space.seeds), [context for context, _ in contexts], counts, ids, probs))
     return found
 
 
-def restore(saved: list[SavedSpace], spaces: Spaces, table: NgramTable) -> None:
+def restore(saved: list[SavedSpace], spaces: Spaces, table: Table) -> None:
     """Put spaces back in place; one that is known already is replaced. Their seeds count as used."""
     for each in saved:
         space = Space(seeds=dict.fromkeys(each.seeds, NOBODY))

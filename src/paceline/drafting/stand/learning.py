@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from paceline.core.tree import ROOT, TokenTree
 from paceline.core.verdict import Verdict
 from paceline.drafting.stand.config import StandConfig
 from paceline.drafting.stand.scope import Space
-from paceline.drafting.stand.table import Context, Entry, NgramTable
+from paceline.drafting.stand.table import Table
 from paceline.drafting.stand.walk import Walk
 
 UNKNOWN = -1  # what follows a node that was judged and rejected
@@ -27,84 +28,89 @@ NOTHING: Mapping[int, Likeliest] = MappingProxyType({})
 
 @dataclass(slots=True)
 class Lesson:
-    """One position to learn from.
+    """Consecutive positions to learn from.
 
     Args:
         space: of the table.
         sampling: settings of the request.
-        context: tokens up to the position, as many as the longest context at least.
-        row: of the logits.
-        said: the token that followed, or `UNKNOWN`.
+        text: the first position stands in front of `text[end]`, the next one a token later, and so on.
+        begin: where contexts begin at the earliest.
+        rows: of the logits, by position.
+        said: the token that followed each, or `UNKNOWN`.
     """
 
     space: Space
     sampling: Sampling
-    context: Context
-    row: int
-    said: int = UNKNOWN
+    text: array[int]
+    begin: int
+    end: int
+    rows: Many[int]
+    said: Many[int]
 
 
-def along(space: Space, sequence: Sequence, longest: int, start: int, rows: int) -> list[Lesson]:
-    """Lessons of `rows` tokens of a sequence from `start` on, each with the token that stands behind it."""
-    tokens, sampling = sequence.tokens, sequence.request.sampling
-    places = range(start, start + rows)
-    return [Lesson(space, sampling, tuple(tokens[max(0, at + 1 - longest) : at + 1]), at - start, tokens[at + 1]) for at in places]
+def along(space: Space, sequence: Sequence, start: int, rows: int) -> Lesson:
+    """Lesson of `rows` tokens of a sequence from `start` on, each with the token that stands behind it."""
+    said = sequence.tokens[start + 1 : start + 1 + rows]
+    return Lesson(space, sequence.request.sampling, array("i", sequence.tokens[: start + rows]), 0, start + 1, range(rows), said)
 
 
 def judged(walk: Walk, tree: TokenTree, verdict: Verdict, start: int, rejected: bool) -> Iterator[Lesson]:
     """Lessons of a judged tree: of the nodes on the accepted path, top down, or of all.
 
     Args:
+        walk: up to date with what was said.
         start: row of the root.
         rejected: whether nodes that were not accepted teach too.
     """
-    space, sampling, context = walk.space, walk.sequence.request.sampling, walk.tail
-    said = zip((ROOT, *verdict.accepted), verdict.tokens, strict=False)  # a sequence may end within them
-    if rejected:
-        known = dict(said)
-        for node in range(len(tree)):
-            context = (*walk.tail, *(tree.token[step] for step in tree.path(node)))
-            yield Lesson(space, sampling, context, start + node, known.get(node, UNKNOWN))
+    space, sampling, text, first = walk.space, walk.sequence.request.sampling, walk.text, walk.begin + walk.step
+    said = verdict.tokens  # a sequence may end within them
+    if not rejected:
+        rows = [start, *(start + node for node in verdict.accepted)][: len(said)]
+        yield Lesson(space, sampling, text, walk.begin, first, rows, said)
         return
-    for node, token in said:
-        if node != ROOT:
-            context = (*context, tree.token[node])
-        yield Lesson(space, sampling, context, start + node, token)
+    known = dict(zip((ROOT, *verdict.accepted), said, strict=False))
+    before = text[walk.begin : first]
+    for node in range(len(tree)):
+        path = before + array("i", [tree.token[step] for step in tree.path(node)])
+        yield Lesson(space, sampling, path, 0, len(path), (start + node,), (known.get(node, UNKNOWN),))
 
 
 def learn(
-    table: NgramTable,
+    table: Table,
     config: StandConfig,
     lessons: Many[Lesson],
     logits: Float[Tensor, "rows vocabulary"],
     known: Mapping[int, Likeliest] = NOTHING,
 ) -> None:
-    """Average the laws of some rows into the table, for every context length, in the order given.
+    """Average the laws of some rows into the table, in the order given.
 
     Args:
         logits: processed, as taps hand them over.
         known: likeliest tokens of laws that verification has worked out already, by row; what they lack is worked out here, with the
             same bits.
     """
-    entries: dict[int, Entry] = {}  # by lesson
-    groups: dict[tuple[float, ...], list[int]] = {}
-    for at, lesson in enumerate(lessons):
-        likely = None if lesson.sampling.greedy else known.get(lesson.row)
-        if likely is None:
-            groups.setdefault(law_of(lesson.sampling), []).append(at)
-        else:
-            ids, probs = likely
-            entries[at] = Entry.of(ids[: config.candidates], probs[: config.candidates])
+    missing = [lesson for lesson in lessons if lesson.sampling.greedy or any(row not in known for row in lesson.rows)]
+    worked = _worked(config, missing, logits) if missing else NOTHING
+    for lesson in lessons:
+        laws = [worked[row] if row in worked else known[row] for row in lesson.rows]
+        table.learn(lesson.space, lesson.text, lesson.begin, lesson.end, laws)
+
+
+def _worked(config: StandConfig, lessons: Many[Lesson], logits: Float[Tensor, "rows vocabulary"]) -> Mapping[int, Likeliest]:
+    """Likeliest tokens of the laws of some lessons, by row."""
+    groups: dict[tuple[float, ...], list[Lesson]] = {}
+    for lesson in lessons:
+        groups.setdefault(law_of(lesson.sampling), []).append(lesson)
+    found: dict[int, Likeliest] = {}
     for members in groups.values():
-        rows = torch.tensor([lessons[at].row for at in members], device=logits.device)
-        laws = target_distribution(logits[rows], remembered(lessons[members[0]].sampling, config.greedy_temperature)).float()
+        rows = [row for lesson in members for row in lesson.rows]
+        laws = target_distribution(
+            logits[torch.tensor(rows, device=logits.device)], remembered(members[0].sampling, config.greedy_temperature)
+        ).float()
         if config.said > 0:
-            laws = _leaning(laws, [lessons[at].said for at in members], config.said)
-        entries.update(zip(members, (Entry.of(*found) for found in likeliest(list(laws), config.candidates)), strict=True))
-    lengths = config.lengths
-    for at, lesson in enumerate(lessons):
-        contexts = [lesson.context[-length:] for length in lengths if length <= len(lesson.context)]
-        table.observe(lesson.space, contexts, entries[at])
+            laws = _leaning(laws, [token for lesson in members for token in lesson.said], config.said)
+        found.update(zip(rows, likeliest(list(laws), config.candidates), strict=True))
+    return found
 
 
 def remembered(sampling: Sampling, greedy_temperature: float) -> Sampling:

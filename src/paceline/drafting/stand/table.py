@@ -7,15 +7,15 @@ seen elsewhere too.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from itertools import pairwise
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol
 
 from paceline.core.errors import UsageError
+from paceline.core.transform import Likeliest
 
 Context = tuple[int, ...]
 KEY_BYTES = 170  # of one dictionary entry with a key of three numbers, measured on CPython 3.11
@@ -41,7 +41,9 @@ class Entry:
     def shares(self) -> tuple[float, ...]:
         """Probabilities among the tokens that are known."""
         if not self._shares:
-            whole = sum(self.probs)
+            whole = 0.0
+            for prob in self.probs:  # not `sum`, which rounds differently from one Python to the next
+                whole += prob
             self._shares = tuple([prob / whole for prob in self.probs])
         return self._shares
 
@@ -76,35 +78,78 @@ class Entry:
         return Entry(tuple(token for _, token in best), tuple(-prob for prob, _ in best), count)
 
 
-class NgramTable:
+class Table(Protocol):
     """Entries of several spaces; contexts of one are invisible in the others.
 
-    Args:
-        width: most tokens kept per context (K).
-        capacity: most contexts kept, over all spaces. Beyond it, the contexts that were not used for longest go first: those of the space
-            that was not used for longest, and in it the oldest.
-
-    Raises:
-        UsageError: if either is not positive.
+    At most `capacity` contexts are kept, over all spaces. Beyond it, those that were not used for longest go first: of the space that was
+    not used for longest, the oldest.
     """
 
-    def __init__(self, width: int, capacity: int) -> None:
-        if width < 1 or capacity < 1:
-            raise UsageError(f"an n-gram table needs at least one token per context and one context, got {width} and {capacity}")
-        self.width, self.capacity = width, capacity
+    @property
+    def evictions(self) -> int:
+        """Contexts forgotten for lack of room."""
+
+    def __len__(self) -> int:
+        """Contexts."""
+
+    def learn(self, space: Hashable, text: array[int], begin: int, end: int, laws: Many[Likeliest]) -> None:
+        """Average laws into the entries of the contexts they were seen behind, of every length.
+
+        Args:
+            text: numbers of four bytes. The first law was seen in front of `text[end]`, the next one a token later, and so on.
+            begin: where contexts begin at the earliest.
+            laws: largest probability first.
+        """
+
+    def longest(self, space: Hashable, context: Context) -> tuple[Entry, int] | None:
+        """The entry of the longest end of a context that is known, and its length; counts as a use of it."""
+
+    def contexts(self, space: Hashable) -> list[tuple[Context, Entry]]:
+        """Contexts of a space with their entries, the least recently used first."""
+
+    def restore(self, space: Hashable, context: Context, entry: Entry) -> None:
+        """Put an entry in place, whatever was known."""
+
+    def use(self, space: Hashable) -> None:
+        """Count as a use of a whole space."""
+
+    def drop(self, space: Hashable) -> None:
+        """Forget a space."""
+
+    def bytes(self) -> int:
+        """What it takes in memory, about."""
+
+
+class NgramTable:
+    """A table in plain Python.
+
+    Args:
+        lengths: of the contexts that are kept, falling.
+        width: most tokens kept per context (K).
+        capacity: most contexts kept.
+
+    Raises:
+        UsageError: if one of them is not positive.
+    """
+
+    def __init__(self, lengths: tuple[int, ...], width: int, capacity: int) -> None:
+        if min(lengths, default=0) < 1 or width < 1 or capacity < 1:
+            raise UsageError(f"an n-gram table needs lengths, tokens and contexts above 0, got {lengths}, {width} and {capacity}")
+        self.lengths, self.width, self.capacity = lengths, width, capacity
         self.evictions = 0
-        self._spaces: dict[Hashable, dict[Context, Entry]] = {}  # both levels from the least to the most recently used
+        self._spaces: dict[Hashable, dict[Context, Entry]] = {}  # both levels from the least to the most recently used; none is empty
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def observe(self, space: Hashable, contexts: Many[Context], law: Entry) -> None:
-        """Average one more law into the entries of the contexts it was seen behind.
+    def learn(self, space: Hashable, text: array[int], begin: int, end: int, laws: Many[Likeliest]) -> None:
+        for stop, (ids, probs) in enumerate(laws, end):
+            contexts = [tuple(text[stop - length : stop]) for length in self.lengths if length <= stop - begin]
+            if contexts:
+                self._observe(space, contexts, Entry.of(ids[: self.width], probs[: self.width]))
 
-        Args:
-            law: the likeliest tokens of the target's law, at most `width`.
-        """
+    def _observe(self, space: Hashable, contexts: Many[Context], law: Entry) -> None:
         known = self._spaces.setdefault(space, {})
         before, after = None, law
         for context in contexts:
@@ -119,23 +164,10 @@ class NgramTable:
         while self._size > self.capacity:
             self._evict()
 
-    def find(self, space: Hashable, context: Context) -> Entry | None:
-        """A context's entry; counts as a use of it."""
-        contexts = self._spaces.get(space)
-        entry = None if contexts is None else contexts.pop(context, None)
-        if contexts is not None and entry is not None:
-            contexts[context] = entry
-        return entry
-
-    def longest(self, space: Hashable, context: Context, lengths: Many[int]) -> tuple[Entry, int] | None:
-        """The entry of the longest end of a context that is known, and its length; counts as a use of it.
-
-        Args:
-            lengths: to look for, falling.
-        """
+    def longest(self, space: Hashable, context: Context) -> tuple[Entry, int] | None:
         contexts, size = self._spaces.get(space), len(context)
         if contexts is not None:
-            for length in lengths:
+            for length in self.lengths:
                 if length <= size:
                     end = context[size - length :]
                     entry = contexts.get(end)
@@ -145,22 +177,12 @@ class NgramTable:
                         return entry, length
         return None
 
-    def gather(self, entries: Many[Entry]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        """Several entries, (entries, width) each: token ids, and mean probabilities, zero where an entry holds fewer tokens."""
-        ids = np.zeros((len(entries), self.width), np.int32)
-        probs = np.zeros((len(entries), self.width))
-        for at, entry in enumerate(entries):
-            size = len(entry.ids)
-            ids[at, :size] = entry.ids
-            probs[at, :size] = entry.probs
-        return ids, probs
-
     def contexts(self, space: Hashable) -> list[tuple[Context, Entry]]:
-        """Contexts of a space with their entries, the least recently used first."""
         return list(self._spaces.get(space, {}).items())
 
     def restore(self, space: Hashable, context: Context, entry: Entry) -> None:
-        """Put an entry in place, whatever was known."""
+        if len(context) not in self.lengths:  # nobody would find it
+            return
         known = self._spaces.setdefault(space, {})
         self._size += known.pop(context, None) is None
         known[context] = entry
@@ -168,13 +190,11 @@ class NgramTable:
             self._evict()
 
     def use(self, space: Hashable) -> None:
-        """Count as a use of a whole space."""
         contexts = self._spaces.pop(space, None)
         if contexts is not None:
             self._spaces[space] = contexts
 
     def drop(self, space: Hashable) -> None:
-        """Forget a space."""
         self._size -= len(self._spaces.pop(space, {}))
 
     def bytes(self) -> int:
@@ -183,8 +203,7 @@ class NgramTable:
         return KEY_BYTES * self._size + ENTRY_BYTES * len(own) + TOKEN_BYTES * sum(own.values())
 
     def _evict(self) -> None:
-        space = next(space for space, contexts in self._spaces.items() if contexts)
-        contexts = self._spaces[space]
+        space, contexts = next(iter(self._spaces.items()))
         del contexts[next(iter(contexts))]
         self._size -= 1
         self.evictions += 1

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from paceline.core.errors import UsageError
+from paceline.core.tree import ROOT, TokenTree
 
 FORMAT = 1
 ASSUMED = "assumed"  # stands for a template file: the tree computed from assumed acceptance
@@ -30,19 +33,24 @@ RANK_ACCEPTANCE = (0.72, 0.14, 0.05, 0.025, 0.015, 0.01, 0.007, 0.005, 0.004, 0.
 RankPath = tuple[int, ...]
 
 
-@dataclass(slots=True)
-class Place:
-    """A node of a template that wants children.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The nodes of a template that want children, the root first.
 
     Args:
-        path: ranks that lead to it.
-        width: how many.
-        below: those of them that want children themselves.
+        width: how many each wants.
+        first: where those of each begin in `below`.
+        below: of every child the place it has itself, or -1.
     """
 
-    path: RankPath
-    width: int
-    below: list[Place | None]
+    width: array[int]
+    first: array[int]
+    below: array[int]
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where these stand in memory."""
+        return self.width.buffer_info()[0], self.first.buffer_info()[0], self.below.buffer_info()[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +89,14 @@ class Template:
         """The most important nodes of at most a depth."""
         return Template(tuple(path for path in self.paths if len(path) <= depth)[:nodes])
 
-    def root(self) -> Place | None:
-        """The same as places that know their children; nothing for a template without nodes."""
-        places: dict[RankPath, Place] = {}
-        for path, width in sorted(Counter(path[:-1] for path in self.paths).items()):
-            places[path] = Place(path, width, [None] * width)
-            if path:
-                places[path[:-1]].below[path[-1]] = places[path]
-        return places.get(())
+    def places(self) -> Places | None:
+        """The same by places; nothing for a template without nodes."""
+        widths = sorted(Counter(path[:-1] for path in self.paths).items())
+        number = {path: at for at, (path, _) in enumerate(widths)}
+        below = [number.get((*path, rank), -1) for path, width in widths for rank in range(width)]
+        firsts = accumulate((width for _, width in widths), initial=0)
+        arrays = ([width for _, width in widths], [first for first, _ in zip(firsts, widths, strict=False)], below)
+        return Places(*(array("i", numbers) for numbers in arrays)) if widths else None
 
     def save(self, path: Path, measured: Mapping[str, Any] | None = None) -> None:
         """Write the rank paths as JSON, with a digest that `load` checks.
@@ -183,6 +191,12 @@ def _best(value: Callable[[RankPath], float], widths: Many[int], nodes: int) -> 
         offer((*path, 0))
         offer((*path[:-1], path[-1] + 1))
     return Template(tuple(kept))
+
+
+def ranks_of(tree: TokenTree, node: int) -> RankPath:
+    """The child ranks that lead to a node of a draft: siblings stand in the order they were drawn."""
+    path = (ROOT, *tree.path(node))
+    return tuple(tree.parent[above + 1 : below].count(above) for above, below in pairwise(path))
 
 
 def count_accepted(traces: Iterable[Many[int]]) -> Counter[RankPath]:
