@@ -161,7 +161,8 @@ def run_bench(
         engines += [PeerContender(peer) for peer in joined if peer.name in names]
         rows[:] = [row for row in rows if (row["workload"], row["batch"]) != (workload.name, batch)]
         # Defaults bind this turn of the loop; mypy cannot infer such a lambda.
-        rows += run_cell(cell, engines, lambda name, w=workload, b=batch: step(f"{w.name}, batch {b}: {name}"))  # type: ignore[misc]
+        where = f"{workload.name}, batch {batch}"
+        rows += run_cell(cell, engines, lambda name, where=where: step(f"{where}: {name}"))  # type: ignore[misc]  # defaults of a lambda
         if path is not None:
             record.write(path)
     for peer in joined:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.core.errors import UsageError
+from paceline.drafting.array_file import write_arrays
 from paceline.drafting.lookahead.branch_table import BranchTable
 from paceline.drafting.lookahead.trie import Forest
 
@@ -33,17 +32,7 @@ def write_forest(path: Path, stores: Mapping[str, Store], vocabulary: int) -> No
     for number, store in enumerate(stores.values()):
         packed = _pack_trie(store) if isinstance(store, Forest) else _pack_table(store)
         arrays |= {f"{number}_{name}": array for name, array in packed.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            savez: Any = np.savez_compressed  # its stub takes an array's name for an option
-            savez(file, **arrays)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    write_arrays(path, arrays)
 
 
 def read_forest(path: Path, new_store: Callable[[], Store], vocabulary: int) -> dict[str, Store]:

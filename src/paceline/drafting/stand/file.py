@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Hashable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.core.errors import UsageError
+from paceline.drafting.array_file import write_arrays
 from paceline.drafting.stand.scope import Space, Spaces
 from paceline.drafting.stand.table import Context, Entry, Table
 
@@ -84,17 +83,7 @@ def write_tables(path: Path, spaces: list[SavedSpace], vocabulary: int, width: i
         arrays[f"{number}_length"] = np.array([len(context) for context in space.contexts], np.int32)
         arrays[f"{number}_context"] = np.array([token for context in space.contexts for token in context], np.int32)
         arrays |= {f"{number}_count": space.counts, f"{number}_ids": space.ids, f"{number}_probs": space.probs}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            savez: Any = np.savez_compressed  # its stub takes an array's name for an option
-            savez(file, **arrays)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    write_arrays(path, arrays)
 
 
 def read_tables(path: Path, vocabulary: int, width: int, scope: str) -> list[SavedSpace]:
