@@ -56,12 +56,8 @@ ngrams *ngrams_new(const int64_t *lengths, int64_t kinds, int64_t width, int64_t
     t->kinds = kinds, t->longest = lengths[0], t->width = width, t->capacity = capacity;
     t->stride = (int64_t)(sizeof(row) + width * (sizeof(double) + sizeof(int32_t)) + t->longest * sizeof(int32_t) + 7) / 8 * 8;
     t->free = t->oldest = t->newest = NONE;
-    t->room = 256, t->mask = 1023;
-    t->rows = malloc(t->room * t->stride);
-    t->slots = calloc(t->mask + 1, sizeof *t->slots);
-    if (t->rows && t->slots) return t;
-    ngrams_free(t);
-    return NULL;
+    t->mask = -1;
+    return t;
 }
 
 /* Where a row stands in the table of places, or where it would. */
@@ -135,6 +131,7 @@ void ngrams_drop(ngrams *t, int64_t space) {
     while (space < t->known && t->spaces[space].size) remove_row(t, t->spaces[space].oldest);
 }
 
+/* Room for one more row of a space; an empty table has none. To be called before looking for a row that may have to be made. */
 static int make_room(ngrams *t, int64_t space) {
     if (space >= t->known) {
         const int64_t wanted = 2 * space + 8;
@@ -144,12 +141,13 @@ static int make_room(ngrams *t, int64_t space) {
         t->spaces = spaces, t->known = wanted;
     }
     if (t->free == NONE && t->used == t->room) {
-        char *rows = realloc(t->rows, 2 * t->room * t->stride);
+        const int64_t wanted = t->room ? 2 * t->room : 256;
+        char *rows = realloc(t->rows, wanted * t->stride);
         if (!rows) return -1;
-        t->rows = rows, t->room *= 2;
+        t->rows = rows, t->room = wanted;
     }
     if (2 * (t->size + 1) <= t->mask) return 0;
-    const int64_t mask = 2 * t->mask + 1;
+    const int64_t mask = t->slots ? 2 * t->mask + 1 : 1023;
     int32_t *slots = calloc(mask + 1, sizeof *slots);
     if (!slots) return -1;
     for (int64_t old = 0; old <= t->mask; old++) {
@@ -163,9 +161,8 @@ static int make_room(ngrams *t, int64_t space) {
     return 0;
 }
 
-/* A row for a context that has none yet, the most recently used one of its space; NONE without memory. */
+/* A row for a context that has none yet, the most recently used one of its space. */
 static int32_t add_row(ngrams *t, uint64_t key, int64_t space, const int32_t *context, int64_t length) {
-    if (make_room(t, space)) return NONE;
     const int32_t place = t->free == NONE ? (int32_t)t->used++ : t->free;
     row *r = at(t, place);
     if (place == t->free) t->free = r->after;
@@ -261,9 +258,10 @@ int64_t ngrams_learn(ngrams *t, int64_t space, const int32_t *text, int64_t begi
         for (int64_t kind = 0; kind < t->kinds; kind++) {
             const int64_t length = t->lengths[kind];
             if (length > available) continue;
+            if (make_room(t, space)) return -1;
             int32_t place = t->slots[slot_of(t, keys[length - 1], space, stop - length, length)] - 1;
             if (place >= 0) touch(t, place);
-            else if ((place = add_row(t, keys[length - 1], space, stop - length, length)) < 0) return -1;
+            else place = add_row(t, keys[length - 1], space, stop - length, length);
             average(t, at(t, place), law, size);
         }
         evict(t);
@@ -276,9 +274,10 @@ int64_t ngrams_restore(ngrams *t, int64_t space, const int32_t *context, int64_t
                        int64_t count) {
     uint64_t keys[length];
     hash(space, context + length, length, keys);
+    if (make_room(t, space)) return -1;
     int32_t place = t->slots[slot_of(t, keys[length - 1], space, context, length)] - 1;
     if (place >= 0) touch(t, place);
-    else if ((place = add_row(t, keys[length - 1], space, context, length)) < 0) return -1;
+    else place = add_row(t, keys[length - 1], space, context, length);
     row *r = at(t, place);
     r->size = size, r->count = count;
     for (int64_t each = 0; each < size; each++) ids_of(t, r)[each] = (int32_t)ids[each], probs_of(r)[each] = probs[each];

@@ -187,8 +187,8 @@ class Stand:
         self._walks.clear()  # their spaces may be others now
 
     def memory_bytes(self) -> int:
-        """Bytes of the table."""
-        return self.table.bytes()
+        """Bytes of the table and of the text that running sequences are read from."""
+        return self.table.bytes() + sum(walk.text.itemsize * len(walk.text) for walk in self._walks.values())
 
     def _stand(self, sequence: Sequence, limit: DraftLimits, nodes: int) -> Walk:
         """Where a sequence stands, and how much may be drafted for it."""
